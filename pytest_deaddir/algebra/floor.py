@@ -1,0 +1,45 @@
+"""What "zero" means in floating point.
+
+Rounding y to a dtype with unit round-off u puts a variance of about u² Σᵢ wᵢ² E[yᵢ²] on a direction w
+(arXiv 2606.19491; each coordinate is rounded on its own, with a relative error of at most u). A direction whose variance
+does not rise above that floor cannot be seen by any consumer computing in that dtype.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: Largest relative error of one rounding (half a unit in the last place), by dtype name.
+UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+
+#: How far above the floor of one rounding a dead direction may lie. Half types round once, at the end of a computation
+#: in float32; in float32 and float64 the arithmetic of the norm itself adds to the last rounding.
+DEAD_FACTOR = {"bfloat16": 1.0, "float16": 1.0, "float32": 64.0, "float64": 64.0}
+
+
+def direction_floor(w: np.ndarray, energy: np.ndarray, dtype: str) -> np.ndarray:
+    """Variance that rounding to ``dtype`` puts on each direction.
+
+    ``w``: unit directions, (d,) or (d, k). ``energy``: E[yᵢ²] of each coordinate, (d,). Returns a scalar or (k,),
+    in the units of ``energy``.
+    """
+    return UNIT_ROUNDOFF[dtype] ** 2 * (energy @ np.square(w))
+
+
+def dead_threshold(w: np.ndarray, energy: np.ndarray, dtype: str) -> np.ndarray:
+    """Variance at or below which a direction is dead in ``dtype``; shapes as in :func:`direction_floor`.
+
+    A coordinate whose scale is 1e-33 and whose shift is 0 has a floor as tiny as itself, but a consumer adds it to the
+    other coordinates: the mean floor over all coordinates counts as well.
+    """
+    return DEAD_FACTOR[dtype] * np.maximum(direction_floor(w, energy, dtype), mean_floor(energy, dtype))
+
+
+def mean_floor(energy: np.ndarray, dtype: str) -> float:
+    """The floor of :func:`direction_floor` averaged over all directions: u² times the mean of ``energy``."""
+    return UNIT_ROUNDOFF[dtype] ** 2 * float(energy.mean())
+
+
+def coordinate_threshold(energy: np.ndarray, dtype: str) -> np.ndarray:
+    """:func:`dead_threshold` of each coordinate axis, (d,)."""
+    return DEAD_FACTOR[dtype] * np.maximum(UNIT_ROUNDOFF[dtype] ** 2 * energy, mean_floor(energy, dtype))

@@ -1,0 +1,131 @@
+"""The public functions under the plugin. Each imports what its level needs and no more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_deaddir.errors import SpecError, require_torch
+from pytest_deaddir.rules import Rule, judge, load_rules, shipped_rules
+from pytest_deaddir.source.spec import Spec, parse_spec
+from pytest_deaddir.tables import LEVELS, Audit, Level
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from pytest_deaddir.discovery.discover import Discovery
+    from pytest_deaddir.discovery.probe import NormProbe
+
+
+def audit(
+    subject: str | Path | nn.Module,
+    *,
+    level: Level = "forward",
+    inputs: Any = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    rules: Sequence[Rule] | None = None,
+    seed: int = 0,
+    samples: int | None = None,
+) -> Audit:
+    """Measure a subject and judge it.
+
+    ``subject``: a spec as for ``--deaddir-model``, a path, or an ``nn.Module``. ``inputs``: a text file's path, or the
+    arguments of a forward pass (mapping, tuple or tensor; a list of these as batches). ``device``: auto, cpu, cuda or
+    mps; a module stays where it is by default. ``dtype``: float64, float32, bfloat16 or float16; default the
+    checkpoint's own. ``rules``: default the shipped ones. ``samples``: rows of activations, default 4 × width.
+    Raises a :class:`~pytest_deaddir.errors.DeaddirError` that says what is wrong with the subject or the inputs.
+    """
+    measured = measure(subject, level=level, inputs=inputs, device=device, dtype=dtype, seed=seed, samples=samples)
+    return judge(measured, load_rules([shipped_rules()]) if rules is None else rules)
+
+
+def measure(
+    subject: str | Path | Spec | nn.Module,
+    *,
+    level: Level = "forward",
+    inputs: Any = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    samples: int | None = None,
+) -> Audit:
+    """:func:`audit` without the judging: the tables are filled, ``findings`` and ``checks`` are empty."""
+    if level not in LEVELS:
+        raise SpecError(f"no level {level!r}: {', '.join(LEVELS)}")
+    if level == "full":
+        raise SpecError("level full (twin and invariance) is not built yet: use forward")
+    if isinstance(subject, (str, Path)):
+        subject = parse_spec(str(subject))
+    if isinstance(subject, Spec):
+        check_level(subject, level)
+        if level == "read":
+            return read(subject, dtype=dtype)
+    else:
+        require_torch("a module")
+
+    from pytest_deaddir.source.load import load, placed, wrap
+    from pytest_deaddir.stages.forward import forward_stage
+
+    if not isinstance(subject, Spec):
+        if level == "read":
+            raise SpecError("a module has no files to read: use level forward")
+        model = wrap(subject)
+        was_training = subject.training
+        if device is not None or dtype is not None:
+            model = placed(model, device or "cpu", dtype)
+        try:
+            subject.eval()
+            return forward_stage(model, None, spec=model.name, inputs=inputs, samples=samples, seed=seed)
+        finally:
+            subject.train(was_training)
+    started = time.perf_counter()
+    parameters = read(subject, dtype=dtype) if subject.has_files and subject.form != "gguf" else None
+    model = load(subject, device or "auto", dtype)
+    seconds = round(time.perf_counter() - started, 4)
+    result = forward_stage(model, parameters, spec=subject.text, inputs=inputs, samples=samples, seed=seed)
+    result.model["seconds"]["load"] = seconds
+    if subject.seed is not None:
+        result.model["seed"] = subject.seed
+    return result
+
+
+def read(spec: str | Path | Spec, *, dtype: str | None = None) -> Audit:
+    """What a checkpoint's parameters say, without torch (safetensors) and without a forward pass.
+
+    ``dtype``: what the model is to run in, default what it is stored in; it decides which coordinates are dead.
+    Raises a :class:`~pytest_deaddir.errors.DeaddirError` naming the file that is wrong.
+    """
+    from pytest_deaddir.stages.read import read_stage
+
+    return read_stage(spec if isinstance(spec, Spec) else parse_spec(str(spec)), dtype)[0]
+
+
+def check_level(spec: Spec, level: Level) -> None:
+    """Raise :class:`SpecError` where ``spec`` cannot be audited at ``level``, for itself or for what is not installed."""
+    if level == "read" and not spec.has_files:
+        raise SpecError(f"{spec.text}: has no files to read: use --deaddir-level forward")
+    if level != "read" and spec.highest_level == "read":
+        raise SpecError(f"{spec.text}: a bare safetensors file has no architecture to run: use --deaddir-level read")
+    if level != "read":
+        require_torch(f"{spec.text}: --deaddir-level {level}")
+
+
+def probe(module: nn.Module, features: int | None = None) -> NormProbe:
+    """Decide what norm a module is by running a copy of it; see :func:`pytest_deaddir.discovery.probe.probe`."""
+    require_torch("probe()")
+    from pytest_deaddir.discovery.probe import probe as probe_module
+
+    return probe_module(module, features)
+
+
+def discover(module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...] | None = None) -> Discovery:
+    """Find every norm of a module; see :func:`pytest_deaddir.discovery.discover.discover`."""
+    require_torch("discover()")
+    from pytest_deaddir.discovery.discover import discover as discover_norms
+
+    return discover_norms(module, inputs)

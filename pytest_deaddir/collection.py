@@ -1,0 +1,149 @@
+"""The virtual tree: Session → ModelCollector → DiscoveryItem and a RuleItem per rule. Collecting opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_deaddir.session import DISCOVERY, STATE, attach
+
+if TYPE_CHECKING:
+    from pytest_deaddir.rules import Rule
+    from pytest_deaddir.source.spec import Spec
+    from pytest_deaddir.tables import Audit, Level, Row
+
+
+class FoundError(Exception):
+    """A check failed: there are findings of severity error."""
+
+    def __init__(self, findings: list[Row]) -> None:
+        super().__init__(f"{len(findings)} findings")
+        self.findings = findings
+
+
+class ModelCollector(pytest.Collector):
+    """One subject. Its id is the subject's label, so that --dist loadscope keeps its items on one worker."""
+
+    def __init__(self, *, spec: Spec, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.spec = spec
+        self.level: Level = self.config.stash[STATE].settings.level_of(spec)
+        self.add_marker(pytest.mark.deaddir(model=spec.text, level=self.level))
+
+    @classmethod
+    def of(cls, session: pytest.Session, label: str, spec: Spec) -> ModelCollector:
+        """The collector of a subject; its path is the checkpoint's, or for what has none the root's (--nf stats it)."""
+        path = spec.path.resolve() if spec.path is not None else session.path
+        return cls.from_parent(session, name=label, nodeid=label, path=path, spec=spec)
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """The discovery item, then a rule item per rule that the level can answer."""
+        yield DiscoveryItem.from_parent(self, name=DISCOVERY)
+        for rule in self.config.stash[STATE].settings.rules_at(self.level):
+            yield RuleItem.from_parent(self, name=rule.code, rule=rule)
+
+
+class AuditItem(pytest.Item):
+    """A check on one audit. What it reports beside its outcome travels on the test report."""
+
+    parent: ModelCollector
+
+    def audit(self) -> Audit:
+        """The subject's audit. An error in it fails the first item that asks and skips the others."""
+        measurements = self.config.stash[STATE].measurements
+        if measurements.failed(self.parent.spec, self.parent.level):
+            pytest.skip(f"not judged: the audit of {self.parent.name} failed, see the error above")
+        return measurements.audit(self.parent.spec, self.parent.level)
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        """Shown as the headline of a failure."""
+        return self.path, None, f"{self.parent.name} {self.name}"
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """Our own errors as text; any other is a bug of ours or of the model's code and keeps its traceback."""
+        from pytest_deaddir.errors import DeaddirError
+
+        settings = self.config.stash[STATE].settings
+        rerun = f"re-run    {settings.rerun(self.parent.spec, self.name)}"
+        if isinstance(excinfo.value, FoundError):
+            from pytest_deaddir.report.terminal import finding_lines
+
+            lines = [line for finding in excinfo.value.findings for line in finding_lines(finding)]
+            return "\n".join([*lines, rerun])
+        if isinstance(excinfo.value, DeaddirError):
+            return f"{excinfo.value}\n{rerun}"
+        return super().repr_failure(excinfo, style)
+
+    def report(self, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
+        """Put on the call's report what the controller needs."""
+        from pytest_deaddir.errors import DeaddirError
+
+        error = call.excinfo.value if call.excinfo else None
+        failed = report.failed and not isinstance(error, FoundError)
+        findings = self._findings()
+        attach(
+            report,
+            label=self.parent.name,
+            name=self.name,
+            outcome="warned" if report.passed and any(f["severity"] == "warning" for f in findings) else report.outcome,
+            findings=findings,
+            audit=self._audit_once(),
+            error=(str(error) if isinstance(error, DeaddirError) else repr(error)) if failed else None,
+        )
+
+    def _findings(self) -> list[Row]:
+        return []
+
+    def _audit_once(self) -> dict[str, Any] | None:
+        """The audit's tables with the first item of the subject that this process reports."""
+        sent = self.parent.stash.setdefault(_SENT, False)
+        measurements = self.config.stash[STATE].measurements
+        measured = measurements.done(self.parent.spec, self.parent.level)
+        if sent or measured is None:
+            return None
+        self.parent.stash[_SENT] = True
+        return {"model": measured.model, "norms": measured.norms, "blocks": measured.blocks}
+
+
+_SENT = pytest.StashKey[bool]()
+
+
+class DiscoveryItem(AuditItem):
+    """The subject could be audited, and has norms: a run that looked at nothing must not be green."""
+
+    def runtest(self) -> None:
+        """Fails with the error that the audit ended in, and where a table of norms is empty."""
+        from pytest_deaddir.errors import ModelError
+
+        if not self.audit().norms:
+            raise ModelError(f"{self.parent.name}: no norm was found: nothing to audit")
+
+
+class RuleItem(AuditItem):
+    """One rule on one subject."""
+
+    def __init__(self, *, rule: Rule, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rule = rule
+        self.found: list[Row] = []
+        self.extra_keyword_matches.add(rule.name)
+
+    def runtest(self) -> None:
+        """Fails on findings of severity error; skips, with the reason, where the rule has nothing to judge."""
+        from pytest_deaddir.rules import evaluate
+
+        verdict = evaluate(self.rule, self.audit())
+        self.found = verdict.findings
+        if verdict.skipped is not None:
+            pytest.skip(verdict.skipped)
+        if verdict.outcome == "failed":
+            raise FoundError(verdict.findings)
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        """As for every check, with the rule's name."""
+        return self.path, None, f"{self.parent.name} {self.rule.code} {self.rule.name}"
+
+    def _findings(self) -> list[Row]:
+        return self.found

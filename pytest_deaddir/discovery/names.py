@@ -1,0 +1,122 @@
+"""Norm sites from tensor names and shapes alone: what the read level knows without a module and without torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+#: Last component of a scale's name → the same of its shift (BERT's old names, JAX-born ones and the first GPT-2's too).
+SCALES = {"weight": "bias", "gamma": "beta", "scale": "bias", "g": "b"}
+_NORM_LIKE = re.compile(r"(^|[._])(ln|norm|layernorm|layer_norm)([._\d]|$)|norm$|LayerNorm$", re.IGNORECASE)
+_EMBEDDING_LIKE = re.compile(r"embed|wte|wpe", re.IGNORECASE)
+_QK_LIKE = re.compile(r"(^|[._])(q|k|v|query|key|value|q_a|kv_a)_?(layer)?_?(norm|ln)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class NamedSite:
+    """A norm as names show it. ``gamma``/``beta``: tensor names, None where the files have none."""
+
+    path: str
+    gamma: str | None
+    beta: str | None
+    features: int
+    kind: str
+    how: str
+    role: str
+    stack: str | None
+
+
+def sites_from_names(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> list[NamedSite]:
+    """Every norm among ``shapes`` (tensor name → shape), in natural order, with one of them ``final`` where any is.
+
+    A scale is a vector called weight, gamma, scale or g; vectors with running statistics beside them belong to a
+    BatchNorm. A shift whose scale the files lack is a site too, with ``gamma`` None, if its module is named as a norm.
+    """
+    found: dict[str, tuple[str | None, str | None, int]] = {}
+    for name, shape in shapes.items():
+        path, _, last = name.rpartition(".")
+        if len(shape) != 1 or shape[0] < 2:
+            continue
+        if last in SCALES and f"{path}.running_var" not in shapes:
+            beta = f"{path}.{SCALES[last]}"
+            found[path] = (name, beta if shapes.get(beta) == shape else None, shape[0])
+        elif last in SCALES.values() and _NORM_LIKE.search(path):
+            scales = [f"{path}.{scale}" for scale, shift in SCALES.items() if shift == last]
+            if not any(scale in shapes for scale in scales):
+                found[path] = (None, name, shape[0])
+    paths = sorted(found, key=natural_key)
+    final = final_path(paths, {path: found[path][2] for path in paths}, config)
+    return [
+        NamedSite(
+            path, gamma, beta, features, *_kind(gamma, beta, config), role_of(path, path == final), stack_of(path)
+        )
+        for path in paths
+        for gamma, beta, features in [found[path]]
+    ]
+
+
+def natural_key(path: str) -> list[tuple[bool, int, str]]:
+    """Sorts ``h.10`` behind ``h.9``."""
+    return [(part.isdigit(), int(part) if part.isdecimal() else 0, part) for part in path.split(".")]
+
+
+def _kind(gamma: str | None, beta: str | None, config: Mapping[str, Any]) -> tuple[str, str]:
+    """RMSNorms carry no shift. A scale alone may also be a bias-free LayerNorm (Cohere, MPT, ModernBERT): the config
+    settles it only by ``rms_norm_eps``, since T5, whose norms are RMSNorms, calls its eps ``layer_norm_epsilon``."""
+    if beta is not None:
+        return "layernorm", "shift beside the scale" if gamma else "shift without a scale"
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if "rms_norm_eps" in section:
+            return "rmsnorm", "scale alone, rms_norm_eps in config.json"
+    return "undecided", "scale alone"
+
+
+def _width(config: Mapping[str, Any], features: list[int]) -> int | None:
+    """The residual stream's width: what config.json says if any norm has it, else the commonest among the norms."""
+    for key in ("hidden_size", "n_embd", "d_model", "dim", "n_embed", "embed_dim"):
+        if config.get(key) in features:
+            return int(config[key])
+    return max(set(features), key=lambda f: (features.count(f), f), default=None)
+
+
+def final_path(paths: list[str], features: Mapping[str, int], config: Mapping[str, Any] | None = None) -> str | None:
+    """The norm outside every numbered list that is not the embedding's; else the last one of the last block.
+
+    Right on 88 % of 481 models with a known answer, so only for where no forward pass can say.
+    """
+    width = _width(config or {}, [features[path] for path in paths])
+    candidates = [path for path in paths if features[path] == width and not _EMBEDDING_LIKE.search(path)]
+    outside = [path for path in candidates if not _index(path)]
+    backbone = [path for path in outside if not re.search(r"(^|\.)(cls|lm_head|pooler|classifier|head)\.", path)]
+    if backbone:
+        return backbone[-1]
+    blocks = [path for path in candidates if _index(path) and not _QK_LIKE.search(path)]
+    last = max((_index(path) for path in blocks), default=None)
+    return next((path for path in reversed(blocks) if _index(path) == last), None)
+
+
+def _index(path: str) -> list[tuple[bool, int, str]]:
+    """The path up to its first number, as a sort key; empty outside every numbered list."""
+    parts = path.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return [] if first is None else natural_key(".".join(parts[: first + 1]))
+
+
+def stack_of(path: str) -> str | None:
+    """The path of the first numbered list that holds the site."""
+    parts = path.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return None if first is None else ".".join(parts[:first])
+
+
+def role_of(path: str, final: bool) -> str:
+    """final | qk | block | embedding | other, from the path."""
+    if final:
+        return "final"
+    if _QK_LIKE.search(path):
+        return "qk"
+    if _index(path):
+        return "block"
+    return "embedding" if _EMBEDDING_LIKE.search(path) else "other"

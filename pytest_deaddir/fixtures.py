@@ -1,0 +1,118 @@
+"""Fixtures for people's own tests. Their modules load what they need when a test asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_deaddir.session import State
+    from pytest_deaddir.source.spec import Spec
+    from pytest_deaddir.tables import Audit, Level, Row
+
+_OURS = {"deaddir_model", "deaddir_audit", "norm_site"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for an audit runs once per model, one that asks for ``norm_site`` once per norm of each."""
+    if not _OURS & set(metafunc.fixturenames):
+        return
+    from pytest_deaddir.session import state_of
+
+    wanted = _marker_arguments(metafunc.definition)
+    state = state_of(metafunc.config)
+    subjects = _subjects(state, metafunc.config, wanted)
+    if "norm_site" not in metafunc.fixturenames:
+        metafunc.parametrize("deaddir_model", list(subjects.values()), ids=list(subjects), indirect=True)
+        return
+    cases = []
+    for label, spec in subjects.items():
+        for path in _site_paths(state, spec, wanted):
+            name = path if len(subjects) == 1 else f"{label}-{path}"
+            cases.append(pytest.param(spec, path, id=name))
+    metafunc.parametrize(("deaddir_model", "norm_site"), cases, indirect=True)
+
+
+def _marker_arguments(node: Any) -> dict[str, Any]:
+    """The keyword arguments of the ``deaddir`` markers, the closest winning."""
+    wanted: dict[str, Any] = {}
+    for marker in node.iter_markers("deaddir"):
+        if marker.args or marker.kwargs.keys() - {"model", "kind", "role", "level"}:
+            raise pytest.UsageError(f"{node.nodeid}: the deaddir marker takes model, kind, role and level by name")
+        wanted = {**marker.kwargs, **wanted}
+    return wanted
+
+
+def _subjects(state: State, config: pytest.Config, wanted: dict[str, Any]) -> dict[str, Spec]:
+    if "model" not in wanted:
+        return state.settings.models
+    from pytest_deaddir.errors import SpecError
+    from pytest_deaddir.options import resolve_spec
+
+    try:
+        spec = resolve_spec(wanted["model"], config.rootpath, wanted.get("level"))
+    except SpecError as error:
+        raise pytest.UsageError(str(error)) from None
+    return {wanted["model"].replace("::", "-"): spec}
+
+
+def _site_paths(state: State, spec: Spec, wanted: dict[str, Any]) -> Iterator[str]:
+    """The norms that a ``norm_site`` test visits. An audit is needed to know them, so it is made now, and kept."""
+    from pytest_deaddir.errors import DeaddirError
+
+    try:
+        audit = state.measurements.audit(spec, _level(state, spec, wanted))
+    except DeaddirError as error:
+        raise pytest.UsageError(f"norm_site: {error}") from None
+    for norm in audit.norms:
+        if all(norm[column] in _listed(wanted[column]) for column in ("kind", "role") if column in wanted):
+            yield norm["path"]
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (list, tuple, set)) else (value,)
+
+
+def _level(state: State, spec: Spec, wanted: dict[str, Any]) -> Level:
+    level: Level = wanted.get("level") or state.settings.level_of(spec)
+    return level
+
+
+@pytest.fixture
+def deaddir_model(request: pytest.FixtureRequest) -> Spec:
+    """The subject of a test: every ``--deaddir-model`` in turn, or the one of ``@pytest.mark.deaddir(model=…)``."""
+    spec: Spec = request.param
+    return spec
+
+
+@pytest.fixture
+def deaddir_audit(deaddir_model: Spec, request: pytest.FixtureRequest) -> Audit:
+    """The judged :class:`~pytest_deaddir.Audit` of the subject, measured once per session whoever asks first.
+
+    ::
+
+        def test_nothing_is_dead_in_bfloat16(deaddir_audit):
+            assert all(norm["dead_coordinate_count"] == 0 for norm in deaddir_audit.norms)
+    """
+    from pytest_deaddir.rules import judge
+    from pytest_deaddir.session import state_of
+
+    state = state_of(request.config)
+    wanted = _marker_arguments(request.node)
+    audit = state.measurements.audit(deaddir_model, _level(state, deaddir_model, wanted))
+    return judge(audit, state.settings.rules)
+
+
+@pytest.fixture
+def norm_site(request: pytest.FixtureRequest, deaddir_audit: Audit) -> Row:
+    """One row of the table ``norms`` per test; the marker's ``kind`` and ``role`` choose which.
+
+    ::
+
+        @pytest.mark.deaddir(kind="rmsnorm")
+        def test_scales_are_tame(norm_site):
+            assert norm_site["gamma_max"] < 10
+    """
+    return next(norm for norm in deaddir_audit.norms if norm["path"] == request.param)

@@ -1,0 +1,212 @@
+"""The command line and ini options, and what they come to: Settings, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_deaddir.rules import Rule
+    from pytest_deaddir.source.spec import Spec
+    from pytest_deaddir.tables import Level
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+#: --deaddir-report's suffixes.
+FORMATS = (".json",)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Every option, each with an ini twin of the same name (deaddir_level for --deaddir-level)."""
+    group = parser.getgroup("deaddir", "audit of transformer checkpoints (pytest-deaddir)")
+
+    def add(name: str, metavar: str | None, text: str, ini: Any = "string", action: str = "store") -> None:
+        extra = {} if metavar is None else {"metavar": metavar}
+        group.addoption(f"--deaddir-{name}", dest=f"deaddir_{name}", default=None, action=action, help=text, **extra)
+        parser.addini(f"deaddir_{name}", f"{text} (the option's default)", type=ini, default=None)
+
+    add(
+        "model",
+        "SPEC",
+        "Audit SPEC: a checkpoint's path, random:TYPE?…, module:factory, org/name. Repeatable.",
+        "linelist",
+        "append",
+    )
+    add("level", "LEVEL", "How far to look: read (parameters only), forward (one pass; the default), full.")
+    add("device", "DEVICE", f"Where the model runs: {', '.join(DEVICES)}.")
+    add("dtype", "DTYPE", f"What the model runs in: auto (its own), {', '.join(DTYPES)}.")
+    add("inputs", "FILE", "Text file to feed the model (default: the documentation in pydoc_data.topics).")
+    add("samples", "N", "Rows of activations to measure (default: 4 for each dimension of the width).")
+    add("rules", "PATH", "Rule file or folder, beside the shipped rules. Repeatable.", "linelist", "append")
+    add("report", "PATH", "Write the audit to PATH (.json). Repeatable.", "linelist", "append")
+    add("only", None, "Run the audit and none of the other tests.", "bool", "store_true")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one run audits and how. ``models``: label → spec, in the order given."""
+
+    models: dict[str, Spec]
+    level: Level | None
+    device: str
+    dtype: str | None
+    inputs: Path | None
+    samples: int | None
+    rules: tuple[Rule, ...]
+    rule_paths: tuple[Path, ...]
+    reports: tuple[Path, ...]
+    only: bool
+
+    def level_of(self, spec: Spec) -> Level:
+        """The level asked for; where none was, forward, or read for a bare file, which cannot do more."""
+        return self.level or ("read" if spec.highest_level == "read" else "forward")
+
+    def rules_at(self, level: Level) -> list[Rule]:
+        """The rules that an audit at ``level`` can answer."""
+        return [rule for rule in self.rules if rule.applies_at(level)]
+
+    def rerun(self, spec: Spec, code: str) -> str:
+        """The command line that runs one check again."""
+        options = [("model", spec.text)]
+        options += [(name, getattr(self, name)) for name in ("level", "dtype", "inputs", "samples")]
+        options += [("device", None if self.device == "auto" else self.device)]
+        options += [("rules", path) for path in self.rule_paths]
+        given = [f"--deaddir-{name}={value}" for name, value in options if value is not None]
+        return shlex.join(["pytest", "--deaddir-only", "-k", code, *given])
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """The options and their ini twins, checked. Raises pytest.UsageError (exit 4) with every problem at once."""
+    from pytest_deaddir.errors import RuleError, SpecError
+    from pytest_deaddir.rules import load_rules, shipped_rules
+    from pytest_deaddir.tables import LEVELS
+
+    problems: list[str] = []
+    base = config.inipath.parent if config.inipath else config.rootpath
+
+    def value(name: str) -> tuple[Any, Path]:
+        """An option, else its ini twin, and the folder that its relative paths start at."""
+        given = config.getoption(f"deaddir_{name}")
+        if given is not None:
+            return given, config.invocation_params.dir
+        return config.getini(f"deaddir_{name}") or None, base
+
+    def one_of(name: str, allowed: Sequence[str]) -> Any:
+        given = value(name)[0]
+        if given is not None and given not in allowed:
+            problems.append(f"--deaddir-{name} {given}: not one of {', '.join(allowed)}")
+            return None
+        return given
+
+    def paths(name: str) -> list[Path]:
+        given, start = value(name)
+        return [start / path for path in given or ()]
+
+    level = one_of("level", LEVELS)
+    device = one_of("device", DEVICES) or "auto"
+    dtype = one_of("dtype", ("auto", *DTYPES))
+    if level == "full":
+        problems.append("--deaddir-level full: the twin and invariance stages are not built yet; use forward")
+
+    samples = value("samples")[0]
+    if samples is not None and not (str(samples).isdecimal() and int(samples) > 0):
+        problems.append(f"--deaddir-samples {samples}: not a positive whole number")
+        samples = None
+    inputs = None
+    given, start = value("inputs")
+    if given is not None:
+        inputs = start / given
+        if not inputs.is_file():
+            problems.append(f"--deaddir-inputs {given}: no such file")
+
+    reports = paths("report")
+    for report in reports:
+        if report.suffix not in FORMATS:
+            problems.append(f"--deaddir-report {report.name}: the suffix must be {' or '.join(FORMATS)}")
+        elif not report.parent.is_dir():
+            problems.append(f"--deaddir-report {report}: no such folder")
+
+    rules: list[Rule] = []
+    rule_paths = paths("rules")
+    try:
+        rules = load_rules([shipped_rules(), *rule_paths])
+    except RuleError as error:
+        problems.append(str(error))
+
+    models: dict[str, Spec] = {}
+    given, start = value("model")
+    for text in given or ():
+        try:
+            spec = resolve_spec(text, start, level)
+        except SpecError as error:
+            problems.append(str(error))
+            continue
+        label = _label(spec, config.rootpath)
+        if models.get(label) == spec:
+            continue
+        while label in models:
+            label += "-2"
+        models[label] = spec
+    if problems:
+        raise pytest.UsageError(*(f"deaddir: {problem}" for problem in problems))
+    return Settings(
+        models=models,
+        level=level,
+        device=device,
+        dtype=None if dtype == "auto" else dtype,
+        inputs=inputs,
+        samples=None if samples is None else int(samples),
+        rules=tuple(rules),
+        rule_paths=tuple(rule_paths),
+        reports=tuple(reports),
+        only=bool(value("only")[0]),
+    )
+
+
+def keep_out_of_checkpoints(config: pytest.Config) -> None:
+    """Refuse an ini-file that lies in an audited directory, and take the root out of there.
+
+    pytest looks for both beside every path-like word of the command line, and at that moment it does not know a
+    plugin's options: ``--deaddir-model DIR`` makes DIR/pytest.ini of a stranger's checkpoint the configuration (its
+    addopts can name a file to run), and puts .pytest_cache into DIR. Raises pytest.UsageError.
+    """
+    here = config.invocation_params.dir.resolve()
+    for text in config.known_args_namespace.deaddir_model:
+        model = (here / text).resolve()
+        if not model.is_dir() or here.is_relative_to(model):
+            continue  # whoever stands in the checkpoint's own repository means its configuration
+        if config.inipath is not None and config.inipath.resolve().is_relative_to(model):
+            raise pytest.UsageError(
+                f"deaddir: refused: pytest took its configuration from inside the checkpoint ({config.inipath}); "
+                f"write --deaddir-model={text} in one word, or name your own with -c or --rootdir"
+            )
+        if config.rootpath.resolve().is_relative_to(model):
+            config._rootpath = here  # there is no public way
+
+
+def resolve_spec(text: str, base: Path, level: Level | None) -> Spec:
+    """The spec, if it can be audited at ``level`` with what is installed; nothing is opened. Raises SpecError."""
+    from pytest_deaddir.api import check_level
+    from pytest_deaddir.source.spec import parse_spec
+
+    spec = parse_spec(text, base)
+    check_level(spec, level or ("read" if spec.highest_level == "read" else "forward"))
+    return spec
+
+
+def _label(spec: Spec, root: Path) -> str:
+    """A short name for a model's items: its path from the root where it lies below, else the end of it.
+
+    ``[``, ``]`` and ``@`` have a meaning of their own to --lf and xdist inside an item's name, and ``::`` to pytest.
+    """
+    text = spec.text
+    if spec.path is not None:
+        path = spec.path.resolve()
+        inside = path.is_relative_to(root.resolve())
+        text = path.relative_to(root.resolve()).as_posix() if inside else "/".join(path.parts[-2:])
+    return "".join("-" if c in "[]@\\" or c.isspace() or not c.isprintable() else c for c in text).replace("::", "-")

@@ -1,0 +1,152 @@
+"""The terminal: a header, the lines of a failing check, and a summary section of facts, norms and findings."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_deaddir.options import Settings
+    from pytest_deaddir.session import ModelResult, Results
+    from pytest_deaddir.tables import Row
+
+_OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in": "in"}
+
+
+def header(settings: Settings) -> list[str]:
+    """What is about to be audited, and by which rules."""
+    levels = sorted({settings.level_of(spec) for spec in settings.models.values()})
+    models = _counted(len(settings.models), "model")
+    how = f"device {settings.device}, dtype {settings.dtype or 'as stored'}"
+    sources: dict[str, int] = {}
+    for rule in settings.rules:
+        custom = any(path == _path(rule.source) or path in _path(rule.source).parents for path in settings.rule_paths)
+        folder = str(_path(rule.source).parent) if custom else "the catalogue"
+        sources[folder] = sources.get(folder, 0) + 1
+    loaded = ", ".join(f"{count} from {folder}" for folder, count in sources.items())
+    return [f"deaddir: {models}, level {'/'.join(levels) or 'none'}, {how}", f"deaddir rules: {loaded}"]
+
+
+def _path(text: str) -> Any:
+    from pathlib import Path
+
+    return Path(text)
+
+
+def finding_lines(finding: Row) -> Iterator[str]:
+    """One finding: what, where, measured against which limit."""
+    yield f"{finding['code']} {finding['name']} ({finding['severity']}): {escaped(finding['message'])}"
+    yield f"  site      {escaped(finding['path'])}"
+    for column, value in finding["measured"].items():
+        limits = " and ".join(f"{_OPERATOR_SIGNS[op]} {limit}" for op, limit in finding["limit"][column].items())
+        yield f"  measured  {column} = {_number(value)}, must be {limits}"
+
+
+def summary_lines(results: Results, verbosity: int) -> list[str]:
+    """The section at the end of a run; empty where no check of any model was to run."""
+    lines: list[str] = []
+    for label, result in results.reported.items():
+        if lines:
+            lines.append("")
+        lines += _model_lines(label, result, verbosity)
+    for path in results.settings.reports if lines else ():
+        lines += ["", f"report written to {path}"]
+    return lines
+
+
+def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[str]:
+    if result.audit is None:
+        yield f"{label}: not audited" + (f": {escaped(result.error.splitlines()[0])}" if result.error else "")
+        yield _checks_line(result)
+        return
+    yield f"{label}: {_facts(result.audit)}"
+    if verbosity >= 0:
+        yield ""
+        yield from _norm_lines(result, show_all=verbosity > 0)
+    findings = result.as_dict()["findings"]
+    if findings:
+        yield ""
+        for finding in findings:
+            yield f"{finding['code']} {finding['severity']:<7}  {escaped(finding['message'])}"
+    yield ""
+    yield _checks_line(result)
+
+
+def _facts(audit: dict[str, Any]) -> str:
+    model = audit["model"]
+    parts = [
+        escaped(model["architecture"] or "no architecture named"),
+        f"{model['parameters'] / 1e6:.3g}M parameters",
+        f"d = {model['width']}",
+        f"{_counted(len(audit['norms']), 'norm')} ({model['normalisation']})",
+        f"{model['level']} in {model['dtype']}" + (f" on {model['device']}" if model["device"] else ""),
+    ]
+    if model["samples"]:
+        synthetic = ", synthetic" if model["inputs_source"] == "synthetic" else ""
+        parts.append(f"{model['samples']} rows of {model['inputs']}{synthetic} (N/d {model['samples_per_width']:.3g})")
+    parts.append(f"{sum(model['seconds'].values()):.2f} s")
+    return " · ".join(parts)
+
+
+def _norm_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
+    from tabulate import tabulate
+
+    assert result.audit is not None
+    norms = result.audit["norms"]
+    found = {finding["path"] for finding in result.findings}
+    shown = [norm for norm in norms if show_all or norm["role"] == "final" or norm["path"] in found]
+    measured = any(norm["samples"] for norm in shown)
+    room = max(20, shutil.get_terminal_size().columns - (64 if measured else 48))
+    rows = [_norm_row(norm, measured, room) for norm in shown]
+    headers = ["norm", "kind", "role", "|γ| min", "median", "dead"]
+    yield from tabulate(rows, headers + (["aligned", "noise ratio"] if measured else []), disable_numparse=True).split(
+        "\n"
+    )
+    if len(shown) < len(norms):
+        yield f"({len(norms) - len(shown)} more without findings; -v shows them)"
+
+
+def _norm_row(norm: Row, measured: bool, room: int) -> list[str]:
+    path = escaped(norm["path"])
+    predicted, seen = norm["predicted_dead_dimension"], norm["dead_dimension"]
+    cells = [
+        path if len(path) <= room else f"…{path[-room + 1 :]}",
+        norm["kind"],
+        norm["role"],
+        _number(norm["gamma_min"]),
+        _number(norm["gamma_median"]),
+        _number(predicted) if seen is None else f"{_number(predicted)}/{seen}",
+    ]
+    if measured:
+        alignment = norm["alignment"]
+        cells += ["" if alignment is None else f"{alignment:.4f}", _number(norm["noise_ratio"])]
+    return cells
+
+
+def _checks_line(result: ModelResult) -> str:
+    checks = result.checks
+    if result.error:
+        return f"0 of {checks['planned']} checks ran: the audit ended in an error"
+    parts = [f"{checks['passed']} passed", f"{checks['failed']} failed"]
+    if checks["warned"]:
+        parts[0] += f" ({checks['warned']} with warnings)"
+    if checks["skipped"]:
+        parts.append(f"{checks['skipped']} with nothing to judge")
+    ran = f"{checks['run'] + checks['skipped']} of {checks['planned']} checks ran"
+    return f"{ran}: {', '.join(parts)}" + (". NOT A PASS: some never reported" if result.incomplete else "")
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "?"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def escaped(text: str) -> str:
+    """Text of a checkpoint's making, harmless in a terminal: control and invisible characters shown as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,166 @@
+"""One run's memory: each subject measured once, whoever asks first; and what came of every check."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_deaddir.options import Settings, read_settings
+
+if TYPE_CHECKING:
+    from pytest_deaddir.source.spec import Spec
+    from pytest_deaddir.tables import Audit, Level, Row
+
+#: The name of a model's first item, beside the rules' codes.
+DISCOVERY = "discovery"
+
+
+class Measurements:
+    """Audits by subject and level, or the error that each ended in."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._results: dict[tuple[Spec, Level], Audit | Exception] = {}
+
+    def audit(self, spec: Spec, level: Level) -> Audit:
+        """Measure, unless that was done. The same error is raised again to everyone who asks."""
+        from pytest_deaddir.api import measure
+
+        key = (spec, level)
+        if key not in self._results:
+            chosen = self.settings
+            try:
+                self._results[key] = measure(
+                    spec,
+                    level=level,
+                    inputs=chosen.inputs,
+                    device=chosen.device,
+                    dtype=chosen.dtype,
+                    samples=chosen.samples,
+                )
+            except Exception as error:
+                self._results[key] = error
+                raise
+        result = self._results[key]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def done(self, spec: Spec, level: Level) -> Audit | None:
+        """The audit, if it was made."""
+        result = self._results.get((spec, level))
+        return None if isinstance(result, Exception) else result
+
+    def failed(self, spec: Spec, level: Level) -> bool:
+        """Whether somebody was told already that this audit ends in an error."""
+        return isinstance(self._results.get((spec, level)), Exception)
+
+
+@dataclass
+class ModelResult:
+    """What reached the controller of one model's checks. ``planned``: item names; ``outcomes``: of those that ran."""
+
+    spec: str
+    planned: list[str] = field(default_factory=list)
+    audit: dict[str, Any] | None = None
+    outcomes: dict[str, str] = field(default_factory=dict)
+    findings: list[Row] = field(default_factory=list)
+    skips: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def checks(self) -> dict[str, int]:
+        """The counts of the rules, as in :class:`~pytest_deaddir.tables.Audit`."""
+        rules = [outcome for name, outcome in self.outcomes.items() if name != DISCOVERY]
+        skipped = rules.count("skipped")
+        return {
+            "planned": len([name for name in self.planned if name != DISCOVERY]),
+            "run": len(rules) - skipped,
+            "passed": rules.count("passed") + rules.count("warned"),
+            "failed": rules.count("failed"),
+            "warned": rules.count("warned"),
+            "skipped": skipped,
+        }
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether planned checks never reported: a crashed worker, -x, an interrupt."""
+        return len(self.outcomes) < len(self.planned)
+
+    def as_dict(self) -> dict[str, Any]:
+        """One entry of the report's ``models``."""
+        audit = self.audit or {"model": {"spec": self.spec}, "norms": [], "blocks": []}
+        findings = sorted(self.findings, key=lambda finding: (finding["code"], finding["path"]))
+        entry = audit | {"findings": findings, "checks": self.checks}
+        return entry | ({"error": self.error} if self.error else {})
+
+
+class Results:
+    """Collects what items report, in this process or through xdist, and writes it out at the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.models = {label: ModelResult(spec.text) for label, spec in settings.models.items()}
+
+    def plan(self, nodeids: list[str]) -> None:
+        """Note which checks are to run; xdist's workers all name the same."""
+        for nodeid in nodeids:
+            label, _, name = nodeid.rpartition("::")
+            if label in self.models and name not in self.models[label].planned:
+                self.models[label].planned.append(name)
+
+    def take(self, report: pytest.TestReport) -> None:
+        """Take what :func:`attach` put on a report."""
+        raw = getattr(report, "deaddir", None)
+        if raw is None or report.when != "call":
+            return
+        message = json.loads(raw)
+        result = self.models[message["label"]]
+        result.outcomes[message["name"]] = message["outcome"]
+        result.findings += message["findings"]
+        result.audit = message["audit"] or result.audit
+        result.error = message["error"] or result.error
+        if report.skipped and isinstance(report.longrepr, tuple):
+            result.skips[message["name"]] = report.longrepr[2].removeprefix("Skipped: ")
+
+    @property
+    def reported(self) -> dict[str, ModelResult]:
+        """The models of which any check was to run."""
+        return {label: result for label, result in self.models.items() if result.planned or result.outcomes}
+
+    def write(self) -> list[Path]:
+        """Write the reports asked for, each whole or not at all; returns their paths."""
+        from pytest_deaddir.report.json import write
+
+        for path in self.settings.reports:
+            write(path, [result.as_dict() for result in self.reported.values()])
+        return list(self.settings.reports)
+
+
+def attach(report: pytest.TestReport, **message: Any) -> None:
+    """Put a result on a report as one JSON string: xdist carries builtins alone, and JUnit shows user_properties."""
+    report.deaddir = json.dumps(message, allow_nan=False)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class State:
+    """What the plugin keeps on the config while it is in use."""
+
+    settings: Settings
+    measurements: Measurements
+    results: Results
+
+
+STATE = pytest.StashKey[State]()
+
+
+def state_of(config: pytest.Config) -> State:
+    """The run's state, made on first use. Raises pytest.UsageError where the options are wrong."""
+    if STATE not in config.stash:
+        settings = read_settings(config)
+        config.stash[STATE] = State(settings, Measurements(settings), Results(settings))
+    return config.stash[STATE]

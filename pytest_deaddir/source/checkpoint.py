@@ -1,0 +1,197 @@
+"""A checkpoint's config and tensors, from whichever files it has; no code of the checkpoint's, and no torch for safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_deaddir.errors import CheckpointError, SpecError, require_torch
+from pytest_deaddir.source.safetensors import TORCH_NAMES, StoredTensor, read_header, read_tensors
+from pytest_deaddir.source.spec import WEIGHTS, Spec
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_CONFIG = 64_000_000
+
+
+@dataclass
+class Checkpoint:
+    """Tensors by name, where they are and what config.json says of them. ``revision``: the hub's commit, if any."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+    revision: str | None = None
+    _digest: Any = field(default_factory=hashlib.sha256, repr=False)
+    _loaded: dict[str, torch.Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def architecture(self) -> str | None:
+        """The class that config.json names."""
+        names = self.config.get("architectures")
+        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all tensors of the files."""
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that most of the numbers are stored in, by torch's name."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            name = TORCH_NAMES.get(tensor.dtype, tensor.dtype.lower())
+            counts[name] = counts.get(name, 0) + tensor.elements
+        return max(counts, key=lambda name: counts[name], default="float32")
+
+    def fingerprint(self) -> str:
+        """sha256 over the headers and the tensors read so far: the same norms in the same layout, the same fingerprint."""
+        return self._digest.hexdigest()
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[StoredTensor, np.ndarray]]:
+        """The values of the named tensors in float64, one at a time, in the order of the files."""
+        wanted = [self.tensors[name] for name in names]
+        if self._loaded is None:
+            for tensor, values, raw in read_tensors(wanted):
+                self._digest.update(raw)
+                yield tensor, values
+        else:
+            for tensor in wanted:
+                values = self._loaded[tensor.name].double().numpy()
+                self._digest.update(values.tobytes())
+                yield tensor, values
+
+
+def open_checkpoint(spec: Spec) -> Checkpoint:
+    """Find and open what a spec of the form directory, safetensors or hub names: configs and headers, no values yet.
+
+    Raises :class:`CheckpointError` naming the file, and :class:`SpecError` where the form needs what is not installed.
+    """
+    revision = None
+    if spec.form == "hub":
+        path, revision = _downloaded(spec)
+    elif spec.path is not None:
+        path = spec.path
+    else:
+        raise SpecError(f"{spec.text}: has no files to read; it can be audited at --deaddir-level forward")
+    if spec.form == "safetensors":
+        return _from_safetensors(path, {}, [path])
+    if spec.form == "gguf":
+        raise SpecError(f"{spec.text}: GGUF files are audited at --deaddir-level forward, not read by themselves yet")
+
+    config = read_json(path / "config.json")
+    weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    if weights is None:
+        raise CheckpointError(path, f"none of {', '.join(WEIGHTS)} is there")
+    files = _shards(weights) if weights.suffix == ".json" else [weights]
+    opened = _from_safetensors if files[0].suffix == ".safetensors" else _from_pickles
+    checkpoint = opened(path, config, files)
+    checkpoint.revision = revision
+    return checkpoint
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises :class:`CheckpointError` naming the file and the line."""
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise CheckpointError(path, f"larger than {MAX_CONFIG} bytes")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise CheckpointError(path, "not a JSON object")
+    return document
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names. A name that is not a plain file name would be read from outside the checkpoint."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(index, "weight_map is not an object of tensor names and file names")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
+            raise CheckpointError(index, f"refused: weight_map names {name!r}, not a file beside the index")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(index, f"weight_map names {name!r}, which is not there")
+    return [index.parent / name for name in names]
+
+
+def _from_safetensors(path: Path, config: dict[str, Any], files: list[Path]) -> Checkpoint:
+    checkpoint = Checkpoint(path, config, {})
+    for file in files:
+        tensors, raw = read_header(file)
+        checkpoint._digest.update(raw)
+        checkpoint.tensors.update(tensors)
+    return checkpoint
+
+
+def _from_pickles(path: Path, config: dict[str, Any], files: list[Path]) -> Checkpoint:
+    """.bin files through torch.load(weights_only=True): tensors only, no code runs."""
+    require_torch(f"{files[0].name} (a pickle)")
+    import torch
+
+    checkpoint = Checkpoint(path, config, {}, _loaded={})
+    safetensors_names = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
+    for file in files:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+        except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ValueError …
+            raise CheckpointError(file, f"refused by torch.load(weights_only=True): {_first_line(error)}") from error
+        if not isinstance(state, dict):
+            raise CheckpointError(file, f"holds a {type(state).__name__}, not a state dict")
+        for name, value in state.items():
+            if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+                continue
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise CheckpointError(file, f"refused: tensor {name!r} claims more elements than its storage holds")
+            dtype = str(value.dtype).removeprefix("torch.")
+            length = value.numel() * value.element_size()
+            stored = safetensors_names.get(dtype, dtype)
+            checkpoint.tensors[name] = StoredTensor(
+                name, file, stored, tuple(value.shape), int(value.storage_offset()) * value.element_size(), length
+            )
+            checkpoint._digest.update(f"{name} {dtype} {tuple(value.shape)}".encode())
+            assert checkpoint._loaded is not None
+            checkpoint._loaded[name] = value
+    return checkpoint
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def _downloaded(spec: Spec) -> tuple[Path, str]:
+    """A hub model's files in huggingface_hub's cache, downloaded if need be, and the commit they are of."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    assert spec.repository is not None
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        path = Path(snapshot_download(spec.repository, revision=spec.revision, allow_patterns=wanted))
+        if not any((path / name).is_file() for name in WEIGHTS[:2]):
+            wanted = ["*.json", "*.txt", "*.model", "pytorch_model*.bin"]
+            path = Path(snapshot_download(spec.repository, revision=spec.revision, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise SpecError(
+            f"{spec.text}: no local path of that name, and the hub does not give it: {_first_line(error)}"
+        ) from error
+    if not (path / "config.json").is_file():
+        raise CheckpointError(path, f"{spec.repository} has no config.json")
+    return path, path.name

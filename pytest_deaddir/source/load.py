@@ -1,0 +1,195 @@
+"""A spec → a module that runs: transformers' own classes with the checkpoint's weights, random init, or a user's factory."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_deaddir.errors import CheckpointError, ModelError, SpecError
+from pytest_deaddir.source.checkpoint import open_checkpoint
+from pytest_deaddir.source.spec import Spec
+
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
+
+
+@dataclass
+class Model:
+    """A module ready to run, in eval mode on its device.
+
+    ``core`` is what is called: the module itself, or under a transformers head the base model, which saves the logits.
+    ``missing``: parameters that the architecture has and the files lack. ``inputs``: what a factory returned beside it.
+    ``tokenizer``: keyword arguments for AutoTokenizer.from_pretrained, None where the subject has no files of its own.
+    """
+
+    module: nn.Module
+    core: nn.Module
+    name: str
+    missing: frozenset[str] = frozenset()
+    inputs: Any = None
+    tokenizer: dict[str, Any] | None = None
+    revision: str | None = None
+
+    @property
+    def config(self) -> Any:
+        """The transformers config, or None."""
+        return getattr(self.core, "config", None)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of most parameters, by name."""
+        counts: dict[str, int] = {}
+        for parameter in self.module.parameters():
+            name = str(parameter.dtype).removeprefix("torch.")
+            counts[name] = counts.get(name, 0) + parameter.numel()
+        return max(counts, key=lambda name: counts[name], default="float32")
+
+
+def load(spec: Spec, device: str = "auto", dtype: str | None = None) -> Model:
+    """Load what ``spec`` names. ``dtype``: a name in :data:`DTYPES`, None for the checkpoint's own.
+
+    Raises :class:`CheckpointError` and :class:`ModelError` with what was wrong. No remote code is run.
+    """
+    if spec.form == "random":
+        model = _random(spec)
+    elif spec.form == "factory":
+        model = _from_factory(spec)
+    else:
+        model = _pretrained(spec, dtype)
+    return placed(model, device, dtype)
+
+
+def placed(model: Model, device: str, dtype: str | None) -> Model:
+    """The model on its device, in its dtype, in eval mode (dropout off)."""
+    where = resolve_device(device)
+    model.module.to(device=where, dtype=DTYPES[dtype] if dtype else None).eval()
+    return model
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` → the accelerator that is there, else cpu. Raises :class:`ModelError` for one that is not."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(name for name, there in available.items() if there) if device == "auto" else device
+    if not available.get(name.partition(":")[0], False):
+        raise ModelError(f"--deaddir-device {device}: torch {torch.__version__} sees no such device here")
+    return torch.device(name)
+
+
+def wrap(module: nn.Module, inputs: Any = None, name: str | None = None) -> Model:
+    """A module that exists already, as a Model."""
+    core = getattr(module, "base_model", None)
+    return Model(module, core if isinstance(core, nn.Module) else module, name or type(module).__name__, inputs=inputs)
+
+
+def _random(spec: Spec) -> Model:
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+
+    kind, overrides = spec.model_type or "", dict(spec.overrides)
+    if kind not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(kind, CONFIG_MAPPING, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise SpecError(f"{spec.text}: transformers has no model type {kind!r}{hint}")
+    with quiet():
+        known = AutoConfig.for_model(kind)
+        for name in overrides:
+            if not hasattr(known, name):
+                close = difflib.get_close_matches(name, vars(known), n=3)
+                raise SpecError(
+                    f"{spec.text}: the {kind} config has no {name!r}"
+                    + (f"; did you mean {', '.join(close)}?" if close else "")
+                )
+        try:
+            config = AutoConfig.for_model(kind, **overrides)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(spec.seed or 0)
+                module = AutoModel.from_config(config)
+        except Exception as error:  # a config's own checks, a class without AutoModel, shapes that do not fit …
+            raise ModelError(f"{spec.text}: transformers cannot build it: {type(error).__name__}: {error}") from error
+    return wrap(module)
+
+
+def _from_factory(spec: Spec) -> Model:
+    module_name, _, attribute = spec.text.partition(":")
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:  # as python -m, uvicorn and celery do: pytest's console script does not
+        sys.path.insert(0, here)
+    try:
+        factory: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+    except ModuleNotFoundError as error:
+        raise SpecError(f"{spec.text}: {error}") from error
+    except AttributeError as error:
+        raise SpecError(f"{spec.text}: {error}") from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    made = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+    module, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{spec.text}: returned a {type(made).__name__}, not an nn.Module or (module, inputs)")
+    return wrap(module, inputs)
+
+
+def _pretrained(spec: Spec, dtype: str | None) -> Model:
+    import transformers
+
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    revision = None
+    if spec.form == "gguf":
+        assert spec.path is not None
+        path, options["gguf_file"] = spec.path.parent, spec.path.name
+        chosen: Any = transformers.AutoModelForCausalLM
+        dtype = dtype or "float32"  # what transformers dequantises to
+    else:
+        checkpoint = open_checkpoint(spec)  # validates every header and every index entry before anything maps them
+        path, revision = checkpoint.path, checkpoint.revision
+        chosen = getattr(transformers, checkpoint.architecture or "", None) or transformers.AutoModel
+        if not hasattr(chosen, "from_pretrained"):
+            chosen = transformers.AutoModel
+    source = spec.path if spec.form == "gguf" and spec.path else path
+    with quiet():
+        try:
+            module, report = chosen.from_pretrained(
+                path, dtype=DTYPES[dtype] if dtype else "auto", output_loading_info=True, **options
+            )
+        except Exception as error:  # every library below has errors of its own for a file it cannot use
+            raise CheckpointError(source, f"transformers cannot load it: {type(error).__name__}: {error}") from error
+    model = wrap(module)
+    return dataclasses.replace(
+        model,
+        missing=frozenset(report["missing_keys"]),
+        tokenizer={"pretrained_model_name_or_path": path, **options} if _has_tokenizer(spec, path) else None,
+        revision=revision,
+    )
+
+
+def _has_tokenizer(spec: Spec, path: Path) -> bool:
+    names = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+    return spec.form == "gguf" or any((path / name).is_file() for name in names)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its load report and progress bars; what they say is in the audit."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

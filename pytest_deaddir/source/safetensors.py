@@ -1,0 +1,147 @@
+"""The part of the safetensors format that the read level needs: a header, and single tensors by plain reads.
+
+The library maps the file, so a truncation while it is open kills the process (SIGBUS), and its numpy framework cannot
+decode BF16 or F8; reading γ needs neither. Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from pytest_deaddir.errors import CheckpointError
+
+#: The format's own limit; a header this long holds about a million tensors.
+MAX_HEADER = 100_000_000
+
+#: Bytes per element of every dtype that the format knows.
+ITEMSIZE = {
+    "F64": 8, "I64": 8, "U64": 8, "C64": 8,
+    "F32": 4, "I32": 4, "U32": 4,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "I8": 1, "U8": 1, "BOOL": 1,
+    "F4": 0.5, "F6_E2M3": 0.75, "F6_E3M2": 0.75,
+}  # fmt: skip
+
+#: Names by which torch knows the dtypes that a norm's parameters have.
+TORCH_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a file holds it: where its bytes are and how to read them. ``offset`` counts from the file's start."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the tensor has."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> tuple[dict[str, StoredTensor], bytes]:
+    """The tensors of a safetensors file by name, and the header's own bytes. Reads the header alone.
+
+    Raises :class:`CheckpointError` where the file is shorter than its header says, or the header is not one.
+    """
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise CheckpointError(path, f"truncated: {size} bytes are too few for a safetensors header")
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_HEADER:
+            raise CheckpointError(path, f"not safetensors: a header of {length} bytes (the limit is {MAX_HEADER})")
+        if 8 + length > size:
+            raise CheckpointError(path, f"truncated: the header needs {8 + length} bytes and the file has {size}")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"not safetensors: its header is not JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(path, "not safetensors: its header is not an object")
+    header.pop("__metadata__", None)
+    tensors = {name: _entry(path, name, entry, 8 + length) for name, entry in header.items()}
+    end = max((tensor.offset + tensor.length for tensor in tensors.values()), default=0)
+    if end > size:
+        raise CheckpointError(path, f"truncated: the tensors need {end} bytes and the file has {size}")
+    return tensors, raw
+
+
+def _entry(path: Path, name: str, entry: object, start: int) -> StoredTensor:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
+            dtype in ITEMSIZE and all(type(n) is int and n >= 0 for n in shape) and 0 <= begin <= end
+        ):
+            tensor = StoredTensor(name, path, dtype, tuple(shape), start + begin, end - begin)
+            if tensor.elements * ITEMSIZE[dtype] == tensor.length:
+                return tensor
+    raise CheckpointError(path, f"tensor {name!r}: a header entry that contradicts itself: {str(entry)[:120]}")
+
+
+def read_tensors(tensors: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor, np.ndarray, bytes]]:
+    """Each tensor with its values in float64 and its bytes, in the order of the files; each file is opened once."""
+    by_file: dict[Path, list[StoredTensor]] = {}
+    for tensor in tensors:
+        by_file.setdefault(tensor.file, []).append(tensor)
+    for path, members in by_file.items():
+        with _opened(path) as file:
+            for tensor in sorted(members, key=lambda member: member.offset):
+                file.seek(tensor.offset)
+                raw = file.read(tensor.length)
+                if len(raw) != tensor.length:
+                    raise CheckpointError(path, f"truncated within tensor {tensor.name!r}")
+                yield tensor, decode(raw, tensor.dtype).reshape(tensor.shape), raw
+
+
+def decode(raw: bytes, dtype: str) -> np.ndarray:
+    """Little-endian bytes of a float dtype, by its safetensors name → float64. Raises ValueError for other dtypes."""
+    match dtype:
+        case "F64" | "F32" | "F16":
+            return np.frombuffer(raw, f"<f{ITEMSIZE[dtype]}").astype(np.float64)
+        case "BF16":  # the upper half of a float32
+            return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        case "F8_E5M2":  # the upper half of a float16
+            return (np.frombuffer(raw, "u1").astype(np.uint16) << 8).view(np.float16).astype(np.float64)
+        case "F8_E4M3":
+            return _e4m3_values()[np.frombuffer(raw, "u1")]
+    raise ValueError(f"cannot decode {dtype} as floating point")
+
+
+def _e4m3_values() -> np.ndarray:
+    """All 256 values of float8_e4m3fn: exponent bias 7, no infinities, NaN at S.1111.111 (arXiv 2209.05433)."""
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    magnitude = np.where(exponent, (8 + mantissa) * 2.0 ** (exponent - 10.0), mantissa * 2.0**-9)
+    magnitude[code & 127 == 127] = np.nan
+    return np.where(code & 128, -magnitude, magnitude)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,234 @@
+"""The forward stage: one pass over the inputs, and what the final norm's output does along the kernel that γ names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pytest_deaddir.algebra.floor import dead_threshold, direction_floor
+from pytest_deaddir.algebra.kernel import direction, kernel_basis
+from pytest_deaddir.discovery.discover import Discovery, NormSite, discover
+from pytest_deaddir.discovery.probe import tensor_of
+from pytest_deaddir.errors import ModelError
+from pytest_deaddir.source.inputs import Inputs, moved, prepare, require_samples, small
+from pytest_deaddir.source.load import Model
+from pytest_deaddir.stages.accumulate import Accumulator, Moments
+from pytest_deaddir.stages.read import BOTTOM, gamma_columns, normalisation, peak_memory, versions
+from pytest_deaddir.tables import Audit, Row, row
+
+#: Centred over raw norm at which all activations are one point, as far as float32 can tell.
+COLLAPSED = 1e-6
+
+
+def forward_stage(
+    model: Model, audit: Audit | None, *, spec: str, inputs: Any = None, samples: int | None = None, seed: int = 0
+) -> Audit:
+    """Audit a loaded model with one forward pass.
+
+    ``audit``: the read stage's, whose rows say which file each γ came from; None where there are no files.
+    Raises :class:`InputsError` and :class:`ModelError`. The model is left without hooks.
+    """
+    started = time.perf_counter()
+    parameter = next(model.module.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    floating = parameter.dtype if parameter is not None else torch.float32
+    prepared = prepare(model, inputs, _width(model), samples, seed)
+    sites = _sites(model, prepared, device, floating)
+    if not sites.norms:
+        raise ModelError(f"{model.name}: no module in it behaves as a LayerNorm or RMSNorm: nothing to audit")
+    taps = {site.path: _accumulator(site) for site in sites.norms if site.role == "final"}
+    _run(model, prepared, device, floating, sites, taps)
+
+    stored = {} if audit is None else {norm["path"]: norm for norm in audit.norms}
+    norms = [_site_row(site, model, taps.get(site.path), _stored_row(site, stored)) for site in sites.norms]
+    final = next((norm for norm in norms if norm["role"] == "final"), None)
+    fed = max((tap.samples for tap in taps.values()), default=0)
+    facts: Row = {} if audit is None else {k: audit.model[k] for k in ("revision", "fingerprint", "architecture")}
+    facts.setdefault("architecture", model.name)
+    facts["architecture"] = facts["architecture"] or model.name
+    read_seconds = {} if audit is None else audit.model["seconds"]
+    return Audit(
+        model=row(
+            "model",
+            spec=spec,
+            **facts,
+            parameters=sum(parameter.numel() for parameter in model.module.parameters()),
+            width=final["features"] if final else None,
+            normalisation=normalisation(norms),
+            level="forward",
+            dtype=model.dtype,
+            device=device.type,
+            seed=seed,
+            inputs=prepared.name,
+            inputs_source=prepared.source,
+            samples=fed or None,
+            samples_per_width=round(fed / final["features"], 4) if final and fed else None,
+            versions=versions("numpy", "torch", *(["transformers"] if model.config is not None else [])),
+            seconds=read_seconds | {"forward": round(time.perf_counter() - started, 4)},
+            peak_memory=peak_memory(),
+        ),
+        norms=norms,
+    )
+
+
+def _width(model: Model) -> int:
+    """The width to size the inputs by, before any norm is known: what the config says of its (text) hidden states."""
+    text = model.config.get_text_config() if model.config is not None else None
+    for name in ("hidden_size", "n_embd", "d_model", "dim", "embed_dim"):
+        if isinstance(width := getattr(text, name, None), int):
+            return width
+    return max((p.numel() for p in model.module.parameters() if p.dim() == 1), default=1)
+
+
+def _sites(model: Model, inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Discovery:
+    """Discovery over the part that runs, with the paths that the whole module gives them."""
+    prefix = next((path for path, child in model.module.named_modules() if child is model.core), "")
+    try:
+        found = discover(model.core, _call_arguments(model.core, moved(small(inputs), device, dtype)))
+    except Exception as error:  # the model's own code runs here, so anything can be raised
+        raise ModelError(f"{model.name}: its forward pass fails: {type(error).__name__}: {error}") from error
+    return found.below(prefix)
+
+
+def _call_arguments(core: nn.Module, batch: Any) -> Any:
+    """The batch, with a transformers model's cache switched off: nothing is generated here."""
+    cached = isinstance(batch, Mapping) and hasattr(getattr(core, "config", None), "use_cache")
+    return {"use_cache": False, **batch} if cached else batch
+
+
+def _accumulator(site: NormSite) -> Accumulator:
+    return Accumulator(site.features, torch.from_numpy(_kernel(site)))
+
+
+def _kernel(site: NormSite) -> np.ndarray:
+    """The directions to watch, (d, k): a LayerNorm's kernel, or γ⁻¹ of an RMSNorm, which should not be dead."""
+    gamma = site.probe.gamma
+    if gamma is None or not np.isfinite(gamma).all():
+        return np.zeros((site.features, 0))
+    if site.kind == "layernorm":
+        return kernel_basis(gamma)
+    return direction(gamma)[:, None] if (gamma != 0).all() else np.zeros((site.features, 0))
+
+
+def _run(
+    model: Model,
+    inputs: Inputs,
+    device: torch.device,
+    dtype: torch.dtype,
+    sites: Discovery,
+    taps: dict[str, Accumulator],
+) -> None:
+    """The forward pass, with a tap on the output of each watched norm."""
+    axes = {site.path: site.probe.axis for site in sites.norms}
+
+    def tap(path: str) -> Any:
+        def take(_module: nn.Module, _args: Any, output: Any) -> None:
+            activations = tensor_of(output)
+            if activations is not None:
+                taps[path].update(activations.movedim(axes[path] or -1, -1))
+
+        return take
+
+    with ExitStack() as hooks, torch.no_grad():
+        for path in taps:
+            hooks.callback(model.module.get_submodule(path).register_forward_hook(tap(path)).remove)
+        for batch in inputs.batches:
+            arguments = _call_arguments(model.core, moved(batch, device, dtype))
+            try:
+                _ = model.core(**arguments) if isinstance(arguments, Mapping) else model.core(*arguments)
+            except Exception as error:  # as above
+                raise ModelError(f"{model.name}: its forward pass fails: {type(error).__name__}: {error}") from error
+
+
+def _stored_row(site: NormSite, stored: Mapping[str, Row]) -> Row | None:
+    """The read stage's row of this site. The files of a base model lack the head's prefix, and the other way round."""
+    for path, norm in stored.items():
+        if path == site.path or site.path.endswith(f".{path}") or path.endswith(f".{site.path}"):
+            return norm
+    return None
+
+
+def _site_row(site: NormSite, model: Model, tap: Accumulator | None, stored: Row | None) -> Row:
+    probed = site.probe
+    facts: Row = {"gamma_source": "none"}
+    if probed.gamma_parameter:
+        name = f"{site.path}.{probed.gamma_parameter}"
+        facts = {"gamma_source": "module"}
+        if stored is not None and stored["gamma_source"] == "file":
+            facts = {k: stored[k] for k in ("gamma_source", "gamma_file", "gamma_offset", "gamma_dtype")}
+        if name in model.missing:
+            facts = {"gamma_source": "missing"}
+    if probed.gamma is not None:
+        facts |= gamma_columns(probed.gamma, probed.beta, site.kind, model.dtype)
+    measured = {} if tap is None else _measured(site, tap, model.dtype)
+    return row(
+        "norms",
+        path=site.path,
+        **{"class": site.class_name},
+        kind=site.kind,
+        how="probe",
+        role=site.role,
+        role_how=site.how,
+        stack=site.stack,
+        features=site.features,
+        eps=probed.eps,
+        gamma_convention=probed.convention,
+        **facts,
+        **measured,
+    )
+
+
+def _measured(site: NormSite, tap: Accumulator, dtype: str) -> Row:
+    """The measured columns of a tapped site, or why there are none."""
+    if not tap.finite:
+        return {"unmeasured": "its activations are not finite"}
+    require_samples(tap.samples, site.features)
+    moments = tap.moments()
+    if moments.spread < COLLAPSED:
+        return {"samples": moments.samples, "unmeasured": "its activations have collapsed to one point"}
+    kernel = _kernel(site)
+    largest = float(moments.values[-1]) ** 2
+    dead = _dead(moments, dtype)
+    columns: Row = {
+        "samples": moments.samples,
+        "dead_dimension": int(dead.sum()),
+        "bottom_singular_values": moments.values[:BOTTOM].tolist(),
+    }
+    if kernel.shape[1] == 0:
+        return columns | {"unmeasured": "γ has zeros, so there is no γ⁻¹" if site.kind == "rmsnorm" else None}
+    variance = moments.variance.numpy()
+    floors = direction_floor(kernel, moments.energy.numpy(), dtype)
+    along = float(variance.max())
+    vectors = moments.vectors.numpy()
+    subspace = vectors[:, dead] if dead.any() else vectors[:, :1]
+    columns |= {
+        "eigenvalue": along,
+        "eigenvalue_relative": along / largest,
+        # a coordinate with γ = β = 0 has neither variance nor floor, and nothing is as dead as that
+        "noise_ratio": float(np.max(variance / np.where(floors > 0, floors, 1.0))),
+        "alignment": _alignment(subspace, kernel),
+        "alignment_bottom": _alignment(vectors[:, :1], kernel) if kernel.shape[1] == 1 else None,
+    }
+    return columns
+
+
+def _dead(moments: Moments, dtype: str) -> np.ndarray:
+    """Which principal directions vary no more than rounding to ``dtype`` makes anything vary, (d,) bool.
+
+    Nor can a singular value below eps·σ_max be told from 0, whatever the dtype: that is the float64 solver's own floor.
+    """
+    values = moments.values.numpy()
+    thresholds = dead_threshold(moments.vectors.numpy(), moments.energy.numpy(), dtype)
+    return values**2 <= np.maximum(thresholds, (np.finfo(np.float64).eps * values[-1]) ** 2)
+
+
+def _alignment(subspace: np.ndarray, kernel: np.ndarray) -> float:
+    """The smallest cosine between the kernel and the measured subspace: σ_min of Uᵀ K, 1.0 where it holds the kernel."""
+    cosines = np.linalg.svd(subspace.T @ kernel, compute_uv=False)
+    return float(min(1.0, cosines[-1])) if subspace.shape[1] >= kernel.shape[1] else 0.0

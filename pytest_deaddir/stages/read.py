@@ -1,0 +1,148 @@
+"""The read stage: what γ alone says, from the files, without torch and without a forward pass."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+import pytest_deaddir
+from pytest_deaddir.algebra.floor import UNIT_ROUNDOFF
+from pytest_deaddir.algebra.kernel import direction, participation_ratio
+from pytest_deaddir.algebra.spectrum import bottom_eigenpairs, dead_coordinates, dead_dimension
+from pytest_deaddir.discovery.names import NamedSite, sites_from_names
+from pytest_deaddir.errors import CheckpointError
+from pytest_deaddir.source.checkpoint import Checkpoint, open_checkpoint
+from pytest_deaddir.source.spec import Spec
+from pytest_deaddir.tables import Audit, Row, row
+
+#: Predicted and measured bottom singular values that a row keeps.
+BOTTOM = 4
+
+
+def read_stage(spec: Spec, dtype: str | None = None) -> tuple[Audit, Checkpoint]:
+    """Audit the files of a subject at the read level.
+
+    ``dtype``: what the model is to be run in (default: what most of it is stored in); it sets the noise floor that
+    decides which coordinates are dead. Raises :class:`CheckpointError` and :class:`SpecError`.
+    """
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(spec)
+    sites = sites_from_names({name: t.shape for name, t in checkpoint.tensors.items()}, checkpoint.config)
+    if not sites:
+        raise CheckpointError(checkpoint.path, f"no norm among its {len(checkpoint.tensors)} tensors: nothing to audit")
+    wanted = [name for site in sites for name in (site.gamma, site.beta) if name]
+    values: dict[str, np.ndarray] = {}
+    for tensor, array in checkpoint.read(wanted):
+        values[tensor.name] = array
+    run_dtype = dtype or checkpoint.dtype
+    if run_dtype not in UNIT_ROUNDOFF:  # F8 and packed weights are computed in bfloat16
+        run_dtype = "bfloat16"
+    norms = [_site_row(site, checkpoint, values, run_dtype) for site in sites]
+    final = next((norm for norm in norms if norm["role"] == "final"), None)
+    model = row(
+        "model",
+        spec=spec.text,
+        revision=checkpoint.revision,
+        fingerprint=checkpoint.fingerprint(),
+        architecture=checkpoint.architecture,
+        parameters=checkpoint.parameters,
+        width=final["features"] if final else None,
+        normalisation=normalisation(norms),
+        level="read",
+        dtype=run_dtype,
+        versions=versions("numpy"),
+        seconds={"read": round(time.perf_counter() - started, 4)},
+        peak_memory=peak_memory(),
+    )
+    return Audit(model=model, norms=norms), checkpoint
+
+
+def _site_row(site: NamedSite, checkpoint: Checkpoint, values: dict[str, np.ndarray], dtype: str) -> Row:
+    facts: dict[str, Any] = {"gamma_source": "missing"}
+    if site.gamma:
+        tensor = checkpoint.tensors[site.gamma]
+        facts = {
+            "gamma_source": "file",
+            "gamma_file": tensor.file.name,
+            "gamma_offset": tensor.offset,
+            "gamma_dtype": tensor.dtype,
+            **gamma_columns(values[site.gamma], values.get(site.beta or ""), site.kind, dtype),
+        }
+    return row(
+        "norms",
+        path=site.path,
+        kind=site.kind,
+        how=site.how,
+        role=site.role,
+        role_how="tensor names",
+        stack=site.stack,
+        features=site.features,
+        **facts,
+    )
+
+
+def gamma_columns(gamma: np.ndarray, beta: np.ndarray | None, kind: str, dtype: str) -> Row:
+    """What a scale says of its norm: its profile, and where it is finite what is predicted of the output in ``dtype``.
+
+    ``gamma``, ``beta``: (d,) float64 as stored; they are rounded to ``dtype`` first, since that is what is multiplied.
+    """
+    gamma = _rounded(gamma, dtype)
+    beta = None if beta is None else _rounded(beta, dtype)
+    finite = np.isfinite(gamma)
+    columns: Row = {"gamma_nonfinite": int(gamma.size - np.count_nonzero(finite))}
+    if finite.any():
+        magnitude = np.abs(gamma[finite])
+        columns |= {
+            "gamma_min": float(magnitude.min()),
+            "gamma_median": float(np.median(magnitude)),
+            "gamma_max": float(magnitude.max()),
+        }
+    if not finite.all() or (beta is not None and not np.isfinite(beta).all()):
+        return columns
+    dead = dead_coordinates(gamma, beta, dtype)
+    columns |= {"predicted_dead_coordinates": dead.tolist(), "dead_coordinate_count": int(dead.size)}
+    if kind in ("layernorm", "rmsnorm"):
+        columns["predicted_dead_dimension"] = dead_dimension(gamma, beta, dtype, centred=kind == "layernorm")
+    if kind == "layernorm":
+        eigenvalues, _ = bottom_eigenpairs(gamma, min(BOTTOM, gamma.size))
+        columns["predicted_bottom"] = np.sqrt(np.maximum(eigenvalues, 0)).tolist()
+        if (gamma != 0).all():
+            columns["participation_ratio"] = participation_ratio(direction(gamma))
+    return columns
+
+
+def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Rounded to nearest even in ``dtype``, in float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype == "bfloat16":  # numpy has none: keep the upper half of a float32, rounding as the hardware does
+            bits = values.astype(np.float32).view(np.uint32)
+            rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+            return np.where(np.isfinite(values), rounded.view(np.float32), values).astype(np.float64)
+        return values.astype(dtype).astype(np.float64)
+
+
+def normalisation(norms: list[Row]) -> str:
+    """One word for a whole model: the kind that all its norms share, ``mixed``, or ``none`` where there are none."""
+    kinds = {norm["kind"] for norm in norms} - {"other"}
+    return kinds.pop() if len(kinds) == 1 else "mixed" if kinds else "none"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of this package, Python and the named packages."""
+    found = {"pytest-deaddir": pytest_deaddir.__version__, "python": platform.python_version()}
+    return found | {package: importlib.metadata.version(package) for package in packages}
+
+
+def peak_memory() -> int | None:
+    """The process's peak resident memory so far, in bytes; None where the platform does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,161 @@
+"""The contract: an Audit is three tables of plain data, and everything downstream uses nothing else.
+
+Each column is declared once, with the level that fills it. Unmeasured is ``None`` and never a number.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA = "pytest-deaddir/audit/1"
+
+Level = Literal["read", "forward", "full"]
+LEVELS: tuple[Level, ...] = ("read", "forward", "full")
+
+#: One row of a table: column → a JSON value.
+Row = dict[str, Any]
+
+_READ, _FORWARD, _FULL = LEVELS
+
+#: Table → column → the level that fills it.
+COLUMNS: dict[str, dict[str, Level]] = {
+    "model": {
+        "spec": _READ,
+        "revision": _READ,
+        "fingerprint": _READ,
+        "architecture": _READ,
+        "parameters": _READ,
+        "width": _READ,
+        "normalisation": _READ,
+        "level": _READ,
+        "dtype": _READ,
+        "device": _FORWARD,
+        "seed": _READ,
+        "inputs": _FORWARD,
+        "inputs_source": _FORWARD,  # own | synthetic
+        "samples": _FORWARD,
+        "samples_per_width": _FORWARD,
+        "depth": _FULL,
+        "redundant_parameters": _FULL,
+        "versions": _READ,
+        "seconds": _READ,
+        "peak_memory": _READ,
+    },
+    "norms": {
+        "path": _READ,
+        "class": _FORWARD,
+        "kind": _READ,  # layernorm | rmsnorm | other | undecided
+        "how": _READ,  # the evidence for the kind
+        "role": _READ,  # final | block | qk | embedding | other
+        "role_how": _READ,
+        "stack": _READ,
+        "features": _READ,
+        "eps": _FORWARD,
+        "gamma_convention": _FORWARD,  # w | 1+w | none
+        "gamma_source": _READ,  # file | missing | init | none
+        "gamma_file": _READ,
+        "gamma_offset": _READ,
+        "gamma_dtype": _READ,
+        "gamma_min": _READ,
+        "gamma_median": _READ,
+        "gamma_max": _READ,
+        "gamma_nonfinite": _READ,
+        "predicted_dead_dimension": _READ,
+        "predicted_dead_coordinates": _READ,
+        "dead_coordinate_count": _READ,
+        "predicted_bottom": _READ,  # σ of whitened z, smallest first
+        "participation_ratio": _READ,
+        "samples": _FORWARD,
+        "alignment": _FORWARD,
+        "alignment_bottom": _FORWARD,
+        "eigenvalue": _FORWARD,
+        "eigenvalue_relative": _FORWARD,
+        "noise_ratio": _FORWARD,
+        "dead_dimension": _FORWARD,
+        "bottom_singular_values": _FORWARD,
+        "unmeasured": _FORWARD,  # why nothing could be measured here
+        "twin_alignment": _FULL,
+        "twin_eigenvalue_relative": _FULL,
+        "twin_noise_ratio": _FULL,
+        "twin_dead_dimension": _FULL,
+        "depth": _FULL,
+        "consumers": _FULL,
+        "redundant_parameters": _FULL,
+        "invariance_error": _FULL,
+        "dead_energy": _FULL,
+    },
+    "blocks": {
+        "stack": _FULL,
+        "index": _FULL,
+        "path": _FULL,
+        "sigma_min": _FULL,
+        "sigma_median": _FULL,
+        "sigma_max": _FULL,
+        "smin_ratio": _FULL,
+        "smin_ratio_relative": _FULL,
+        "dead_dimension": _FULL,
+        "readable": _FULL,
+        "pinpoint_site": _FULL,
+        "pinpoint_coordinates": _FULL,
+        "pinpoint_overlap": _FULL,
+    },
+}
+
+
+def row(table: str, **values: Any) -> Row:
+    """A row of ``table`` with every column, unmeasured where not given. A column that is not declared is a TypeError."""
+    unknown = values.keys() - COLUMNS[table].keys()
+    if unknown:
+        raise TypeError(f"no column {', '.join(sorted(unknown))} in table {table}")
+    return {column: values.get(column) for column in COLUMNS[table]}
+
+
+@dataclass
+class Audit:
+    """Everything measured on one subject, and what the rules found in it.
+
+    ``model``: one row; ``norms``: a row per norm site; ``blocks``: a row per block; ``findings``: a row per finding;
+    ``checks``: how many rules were planned, run, passed, failed, warned (passed with warnings) and skipped.
+    """
+
+    model: Row
+    norms: list[Row] = field(default_factory=list)
+    blocks: list[Row] = field(default_factory=list)
+    findings: list[Row] = field(default_factory=list)
+    checks: dict[str, int] = field(default_factory=dict)
+
+    def table(self, name: str) -> list[Row]:
+        """The rows of the table ``model``, ``norms`` or ``blocks``."""
+        return {"model": [self.model], "norms": self.norms, "blocks": self.blocks}[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The audit as one entry of the report's ``models``."""
+        return {
+            "model": self.model,
+            "norms": self.norms,
+            "blocks": self.blocks,
+            "findings": self.findings,
+            "checks": self.checks,
+        }
+
+    def to_json(self) -> str:
+        """The audit as a report of one model. Equal to the audit after :meth:`from_json`."""
+        return json.dumps(report_document([self.as_dict()]), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Audit:
+        """The one audit in a report. Raises ValueError for another schema or another number of models."""
+        document = json.loads(text)
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            raise ValueError(f"not a report of schema {SCHEMA}")
+        models = document["models"]
+        if len(models) != 1:
+            raise ValueError(f"the report holds {len(models)} models, not one: build each with Audit(**entry)")
+        return cls(**models[0])
+
+
+def report_document(models: list[dict[str, Any]]) -> dict[str, Any]:
+    """The report on several subjects, each as :meth:`Audit.as_dict` gives it."""
+    return {"schema": SCHEMA, "models": models}
