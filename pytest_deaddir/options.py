@@ -72,7 +72,7 @@ class Settings:
 
     def rerun(self, spec: Spec, code: str) -> str:
         """The command line that runs one check again."""
-        options = [("model", spec.text)]
+        options: list[tuple[str, Any]] = [("model", spec.text)]
         options += [(name, getattr(self, name)) for name in ("level", "dtype", "inputs", "samples")]
         options += [("device", None if self.device == "auto" else self.device)]
         options += [("rules", path) for path in self.rule_paths]

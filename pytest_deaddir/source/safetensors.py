@@ -117,15 +117,16 @@ def read_tensors(tensors: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor
 
 def decode(raw: bytes, dtype: str) -> np.ndarray:
     """Little-endian bytes of a float dtype, by its safetensors name → float64. Raises ValueError for other dtypes."""
-    match dtype:
-        case "F64" | "F32" | "F16":
-            return np.frombuffer(raw, f"<f{ITEMSIZE[dtype]}").astype(np.float64)
-        case "BF16":  # the upper half of a float32
-            return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        case "F8_E5M2":  # the upper half of a float16
-            return (np.frombuffer(raw, "u1").astype(np.uint16) << 8).view(np.float16).astype(np.float64)
-        case "F8_E4M3":
-            return _e4m3_values()[np.frombuffer(raw, "u1")]
+    with np.errstate(invalid="ignore"):  # widening a signalling NaN raises the flag; it stays a NaN, which rules report
+        match dtype:
+            case "F64" | "F32" | "F16":
+                return np.frombuffer(raw, f"<f{ITEMSIZE[dtype]}").astype(np.float64)
+            case "BF16":  # the upper half of a float32
+                return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+            case "F8_E5M2":  # the upper half of a float16
+                return (np.frombuffer(raw, "u1").astype(np.uint16) << 8).view(np.float16).astype(np.float64)
+            case "F8_E4M3":
+                return _e4m3_values()[np.frombuffer(raw, "u1")]
     raise ValueError(f"cannot decode {dtype} as floating point")
 
 

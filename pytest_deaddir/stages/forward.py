@@ -221,11 +221,12 @@ def _measured(site: NormSite, tap: Accumulator, dtype: str) -> Row:
 def _dead(moments: Moments, dtype: str) -> np.ndarray:
     """Which principal directions vary no more than rounding to ``dtype`` makes anything vary, (d,) bool.
 
-    Nor can a singular value below eps·σ_max be told from 0, whatever the dtype: that is the float64 solver's own floor.
+    Nor can a singular value below eps·√d·σ_max be told from 0, whatever the dtype: the float64 factorisations' own
+    rounding, which shows where the model itself ran in float64.
     """
     values = moments.values.numpy()
     thresholds = dead_threshold(moments.vectors.numpy(), moments.energy.numpy(), dtype)
-    return values**2 <= np.maximum(thresholds, (np.finfo(np.float64).eps * values[-1]) ** 2)
+    return values**2 <= np.maximum(thresholds, np.finfo(np.float64).eps ** 2 * values.size * values[-1] ** 2)
 
 
 def _alignment(subspace: np.ndarray, kernel: np.ndarray) -> float:
