@@ -75,14 +75,9 @@ def measure(
         if level == "read":
             raise SpecError("a module has no files to read: use level forward")
         model = wrap(subject)
-        was_training = subject.training
         if device is not None or dtype is not None:
             model = placed(model, device or "cpu", dtype)
-        try:
-            subject.eval()
-            return forward_stage(model, None, spec=model.name, inputs=inputs, samples=samples, seed=seed)
-        finally:
-            subject.train(was_training)
+        return forward_stage(model, None, spec=model.name, inputs=inputs, samples=samples, seed=seed)
     started = time.perf_counter()
     parameters = read(subject, dtype=dtype) if subject.has_files and subject.form != "gguf" else None
     model = load(subject, device or "auto", dtype)
@@ -115,12 +110,12 @@ def check_level(spec: Spec, level: Level) -> None:
         require_torch(f"{spec.text}: --deaddir-level {level}")
 
 
-def probe(module: nn.Module, features: int | None = None) -> NormProbe:
+def probe(module: nn.Module, features: int | None = None, shape: tuple[int, ...] | None = None) -> NormProbe:
     """Decide what norm a module is by running a copy of it; see :func:`pytest_deaddir.discovery.probe.probe`."""
     require_torch("probe()")
     from pytest_deaddir.discovery.probe import probe as probe_module
 
-    return probe_module(module, features)
+    return probe_module(module, features, shape)
 
 
 def discover(module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...] | None = None) -> Discovery:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_deaddir.discovery.probe import NormProbe
     from pytest_deaddir.session import State
     from pytest_deaddir.source.spec import Spec
     from pytest_deaddir.tables import Audit, Level, Row
@@ -103,6 +104,21 @@ def deaddir_audit(deaddir_model: Spec, request: pytest.FixtureRequest) -> Audit:
     wanted = _marker_arguments(request.node)
     audit = state.measurements.audit(deaddir_model, _level(state, deaddir_model, wanted))
     return judge(audit, state.settings.rules)
+
+
+@pytest.fixture(scope="session")
+def norm_probe() -> Callable[..., NormProbe]:
+    """:func:`pytest_deaddir.probe`, to screen a normalisation layer in a unit test.
+
+    ::
+
+        def test_my_norm_subtracts_the_mean(norm_probe):
+            found = norm_probe(MyNorm(64))
+            assert found.kind == "layernorm", found.reason
+    """
+    from pytest_deaddir.api import probe
+
+    return probe
 
 
 @pytest.fixture

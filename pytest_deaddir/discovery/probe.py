@@ -22,7 +22,6 @@ Convention = Literal["w", "1+w", "none", "fitted"]
 
 #: Relative residual of a fit that is one. Norms that compute in float32 inside reach 1e-7, the wrong map 1e-1.
 FIT = 1e-5
-ROWS = 48
 #: Large enough that no eps in use (up to 1e-3) shows in float64 at FIT, small enough for a float16 inside.
 LARGE = 100.0
 
@@ -35,6 +34,7 @@ class NormProbe:
     ``axis``: -1, or 1 for the (batch, channels, …) layouts. ``convention``: how the parameter becomes γ.
     ``kernel_error``: |Kᵀ(y − β)|/‖y − β‖ along the kernel K of γ, at rounding level exactly where the kernel is present.
     ``reason``: why the module is ``other``; ``unsuitable``: it does not take the inputs of a norm at all.
+    ``layout``: the shape that it was probed at.
     """
 
     kind: Kind
@@ -49,29 +49,77 @@ class NormProbe:
     eps: float | None = None
     kernel_error: float | None = None
     unsuitable: bool = False
+    layout: tuple[int, ...] | None = None
 
 
-def probe(module: nn.Module, features: int | None = None) -> NormProbe:
+def probe(module: nn.Module, features: int | None = None, shape: tuple[int, ...] | None = None) -> NormProbe:
     """Decide whether ``module`` is a LayerNorm, an RMSNorm or something else, and recover its γ and β.
 
     ``features``: the width to probe at, needed only where no parameter or attribute tells it (default then 64).
+    ``shape``: of the inputs that it gets in use, whose rank settles what a norm of channels means.
     The module is not changed and not run; a copy is. On the meta device the kind is found and γ, β are None.
     """
+    found = _kind_of(module, features, shape)
+    return found if found.kind == "other" else _with_values(found, module)
+
+
+def probe_alike(module: nn.Module, shape: tuple[int, ...] | None = None) -> NormProbe:
+    """:func:`probe`, which finds the kind once for modules of the same class, parameters and settings.
+
+    A model has hundreds of equal norms. Modules that hold hooks, buffers or functions of their own are never taken as equal.
+    """
+    likeness = _likeness(module, shape)
+    if likeness is None:
+        return probe(module, shape=shape)
+    if likeness not in _KINDS:
+        _KINDS[likeness] = _kind_of(module, None, shape)
+    found = _KINDS[likeness]
+    return found if found.kind == "other" else _with_values(found, module)
+
+
+_KINDS: dict[Any, NormProbe] = {}
+
+
+def _likeness(module: nn.Module, shape: tuple[int, ...] | None) -> Any:
+    """What decides a module's map besides the values of its parameters; None where that cannot be told."""
+    parts: list[Any] = [None if shape is None else (len(shape), shape[-1], shape[1] if len(shape) > 1 else 0)]
+    for name, child in module.named_modules():
+        plain = {k: v for k, v in vars(child).items() if not k.startswith("_") and k not in ("training", "config")}
+        if not all(isinstance(v, (int, float, str, bool, tuple, type(None))) for v in plain.values()):
+            return None
+        if child._forward_hooks or child._forward_pre_hooks or child._buffers or "forward" in plain:
+            return None
+        widths = tuple((n, None if p is None else tuple(p.shape)) for n, p in child._parameters.items())
+        parts.append((name, type(child), widths, tuple(sorted(plain.items(), key=lambda item: item[0]))))
+    return tuple(parts)
+
+
+def is_vectors_only(module: nn.Module) -> bool:
+    """Whether a module's parameters, if any, are few vectors: what could be a norm."""
+    return _hopeless(module) is None
+
+
+def _kind_of(module: nn.Module, features: int | None, shape: tuple[int, ...] | None) -> NormProbe:
     if reason := _hopeless(module):
         return NormProbe("other", reason)
     has_vectors = any(parameter.numel() > 1 for parameter in module.parameters())
+    widths = _widths(module)
+    if shape is not None and not has_vectors:
+        widths = [shape[-1], shape[1]] if len(shape) > 2 else [shape[-1]]
     found = NormProbe("other", "it has no width to probe at")
-    for width in [features] if features else _widths(module):
-        for axis, shape in _layouts(width):
-            result = _probe_at(module, width, axis, shape)
+    for width in [features] if features else widths:
+        for axis, layout in _layouts(width):
+            if shape is not None and len(layout) != len(shape):
+                continue
+            if shape is not None and shape[axis] != width:
+                continue
+            result = _probe_at(module, width, axis, layout)
             if result.kind != "other" and not has_vectors:
                 return result
-            if result.kind != "other" and found.kind == "other":
+            if found.kind == "other":
                 found = result
-            elif result.kind == "other" and not result.unsuitable and has_vectors:
+            if result.kind == "other" and not result.unsuitable and has_vectors:
                 return result  # GroupNorm(1, C) is a LayerNorm on (N, C), and no norm of one axis on (N, C, T)
-            elif found.kind == "other":
-                found = result
         if found.kind != "other":
             return found
     return found
@@ -99,23 +147,26 @@ def _widths(module: nn.Module) -> list[int]:
 
 def _layouts(width: int) -> list[tuple[int, tuple[int, ...]]]:
     """Feature axis and input shape to try: sequences, rows, heads; then images and signals, whose channels are axis 1."""
+
+    def unlike(size: int) -> int:  # a second dimension of the same size would leave open which one is normalised
+        return size + 1 if size == width else size
+
     return [
-        (-1, (2, ROWS // 2, width)),
-        (-1, (ROWS, width)),
-        (-1, (2, 3, ROWS // 6, width)),
-        (1, (2, width, 4, 6)),
-        (1, (4, width, 12)),
+        (-1, (2, unlike(24), width)),
+        (-1, (2, unlike(3), unlike(8), width)),
+        (-1, (2, unlike(3), 2, unlike(4), width)),
+        (1, (2, width, unlike(4), unlike(6))),
+        (1, (4, width, unlike(12))),
+        (-1, (unlike(48), width)),  # last, since here axis 1 is the last axis
     ]
 
 
 def _probe_at(module: nn.Module, width: int, axis: int, shape: tuple[int, ...]) -> NormProbe:
-    generator = torch.Generator().manual_seed(0)
     copied = _float64_copy(module)
-    planted = _plant(copied, generator)
+    planted = _plant(copied, torch.Generator().manual_seed(0))
     if any(values.numel() not in (1, width) for values in planted.values()):
         return NormProbe("other", f"its parameters are not all of width {width}", unsuitable=True)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64) + 1.0
-    x *= torch.rand(_row_shape(shape, axis), generator=generator, dtype=torch.float64) + 0.5
+    x = _random_rows(shape, axis)
 
     y, problem = _run(copied, LARGE * x)
     if y is None:
@@ -135,8 +186,7 @@ def _probe_at(module: nn.Module, width: int, axis: int, shape: tuple[int, ...]) 
         eps = _eps(copied, x, axis, normalised, *fitted)
         if eps is None:
             return NormProbe("other", "it normalises only inputs of some magnitude")
-        result = replace(found, kind=kind, features=width, axis=axis, eps=eps)
-        return _with_values(result, module, x, axis, fitted)
+        return replace(found, kind=kind, features=width, axis=axis, eps=eps, layout=shape)
     return NormProbe("other", "its output is not a fixed scale and shift of the centred or plain normalised input")
 
 
@@ -151,7 +201,7 @@ def _float64_copy(module: nn.Module) -> nn.Module:
 def _plant(module: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Random values for every parameter, away from 0 and 1; returns them by name, flattened."""
     for parameter in module.parameters():
-        parameter.data = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) + 1.5
+        parameter.data = torch.rand(parameter.shape, generator=generator, dtype=torch.float64, device="cpu") + 1.5
     return {name: parameter.data.flatten() for name, parameter in module.named_parameters()}
 
 
@@ -168,6 +218,13 @@ def _run(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor | None, str |
     if not torch.isfinite(y).all():
         return None, "its output is not finite"
     return y.double(), None
+
+
+def _random_rows(shape: tuple[int, ...], axis: int) -> torch.Tensor:
+    """Rows of unlike sizes around a mean of one, so that the two kinds of norm differ on them."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") + 1.0
+    return x * (torch.rand(_row_shape(shape, axis), generator=generator, dtype=torch.float64, device="cpu") + 0.5)
 
 
 def _row_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
@@ -252,43 +309,30 @@ def _eps(
     return 0.0
 
 
-def _with_values(
-    found: NormProbe, module: nn.Module, x: torch.Tensor, axis: int, fitted: tuple[torch.Tensor, torch.Tensor]
-) -> NormProbe:
+def _with_values(found: NormProbe, module: nn.Module) -> NormProbe:
     """The module's own γ and β, from the parameters that were recognised, and its kernel error on a copy that has them."""
     if any(tensor.is_meta for tensor in module.parameters()):
         return found
-    copied = _float64_copy(module)
-    parameters = {name: parameter.flatten().numpy() for name, parameter in copied.named_parameters()}
-    y, _ = _run(copied, LARGE * x)
-    width = found.features or 0
-    gamma: np.ndarray
+    assert found.layout is not None
+    assert found.axis is not None
+    parameters = {name: p.detach().double().cpu().flatten().numpy() for name, p in module.named_parameters()}
+    width = found.layout[found.axis]
+    beta = parameters[found.beta_parameter].copy() if found.beta_parameter else np.zeros(width)
+    x = _random_rows(found.layout, found.axis)
+    y, _ = _run(_float64_copy(module), LARGE * x)
+    outputs = None if y is None else _rows(y, found.axis)
     if found.gamma_parameter:
         gamma = parameters[found.gamma_parameter] + (1.0 if found.convention == "1+w" else 0.0)
-    elif found.convention == "none":
-        gamma = np.full(width, float(fitted[0].mean()))
-    else:
-        normalised = (_standardised if found.kind == "layernorm" else _over_rms)(_rows(x, axis))
-        refitted = None if y is None else _fit(normalised, _rows(y, axis))
-        if refitted is None:
+    else:  # no parameter is γ: it is what the outputs show, the same for every coordinate where none acts at all
+        normalised = (_standardised if found.kind == "layernorm" else _over_rms)(_rows(x, found.axis))
+        fitted = None if outputs is None else _fit(normalised, outputs)
+        if fitted is None:
             return found
-        gamma = refitted[0].numpy()
-    beta = parameters[found.beta_parameter] if found.beta_parameter else np.zeros(width)
-    found = replace(found, gamma=gamma.copy(), beta=beta.copy())
-    if y is None or not np.isfinite(gamma).all() or not np.isfinite(beta).all():
+        gamma = fitted[0].numpy() if found.convention == "fitted" else np.full(width, float(fitted[0].mean()))
+    found = replace(found, gamma=gamma, beta=beta)
+    if outputs is None or not np.isfinite(gamma).all() or not np.isfinite(beta).all():
         return found
-    shift_free = _rows(y, axis).numpy() - beta
+    shift_free = outputs.numpy() - beta
     size = float(np.linalg.norm(shift_free))
     error = float(np.linalg.norm(shift_free @ kernel_basis(gamma))) / size if size else None
     return replace(found, kernel_error=error)
-
-
-def tensor_of(value: Any) -> torch.Tensor | None:
-    """The first tensor in what a module takes or returns: itself, or the first in a tuple, list, dict or ModelOutput."""
-    if isinstance(value, torch.Tensor):
-        return value
-    if isinstance(value, (tuple, list)):
-        return next((tensor for item in value if (tensor := tensor_of(item)) is not None), None)
-    if isinstance(value, dict):
-        return tensor_of(tuple(value.values()))
-    return None

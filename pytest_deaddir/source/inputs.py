@@ -1,8 +1,9 @@
-"""What a model is fed: text through its own tokenizer, else uniform token ids, and then marked synthetic."""
+"""What a model is fed: text through its own tokenizer, else made-up inputs of the right kind, and then marked synthetic."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from pytest_deaddir.errors import InputsError
 from pytest_deaddir.source.load import Model, quiet
+from pytest_deaddir.source.synthetic import synthetic_inputs
 
 #: Rows of activations per unit of width that are aimed at: the smallest singular value of N × d noise is
 #: 1 − √(d/N) of the largest, and at N = 4d half of it is left.
@@ -18,14 +20,22 @@ SAMPLES_PER_WIDTH = 4
 LENGTH = 256
 BATCH_ROWS = 2048
 
+#: The arguments of one forward pass: by keyword, or by position.
+Arguments = Mapping[str, Any] | tuple[Any, ...]
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """Batches of arguments. ``source``: ``own`` where the model's tokenizer or its owner made them, else ``synthetic``."""
+    """``source``: ``own`` where the model's tokenizer or its owner made them, else ``synthetic``.
+
+    ``small``: arguments enough to trace a forward. ``batches``: gives the arguments of each batch, for as many rows of
+    activations as are asked for where that can be told, else without end.
+    """
 
     name: str
     source: str
-    batches: Sequence[Mapping[str, Any] | tuple[Any, ...]]
+    small: Arguments
+    batches: Callable[[int], Iterable[Arguments]]
 
 
 def samples_wanted(samples: int | None, width: int) -> int:
@@ -41,41 +51,72 @@ def require_samples(samples: int, width: int) -> None:
     if samples <= width:
         raise InputsError(
             f"too few samples: N = {samples} rows for width d = {width}; at least {width + 1} are needed, "
-            f"{SAMPLES_PER_WIDTH * width} are advised: --deaddir-samples {SAMPLES_PER_WIDTH * width}"
+            f"{SAMPLES_PER_WIDTH * width} are advised: --deaddir-samples={SAMPLES_PER_WIDTH * width}"
         )
 
 
-def prepare(model: Model, given: Any, width: int, samples: int | None, seed: int) -> Inputs:
-    """The inputs for one audit.
+def prepare(model: Model, given: Any, seed: int) -> Inputs:
+    """The inputs of one audit.
 
     ``given``: None, a text file's path, or ready arguments (a mapping, a tuple or a tensor, or a list of these as
-    batches). Raises :class:`InputsError` where they do not fit or are too few.
+    batches). Raises :class:`InputsError` where they do not fit.
     """
     if given is None:
         given = model.inputs
     if given is not None and not isinstance(given, (str, Path)):
-        batches = given if isinstance(given, list) else [given]
-        return Inputs("given", "own", [_arguments(batch) for batch in batches])
-    wanted = samples_wanted(samples, width)
-    if model.config is None:
-        raise InputsError(
-            f"{model.name} has no transformers config, so its inputs cannot be made up: "
-            "let the factory return (module, inputs), with inputs a mapping or tuple of tensors"
-        )
-    length = _length(model.config)
+        batches = [_arguments(batch) for batch in (given if isinstance(given, list) else [given])]
+        return Inputs("given", "own", batches[0], lambda rows: batches)
     if model.tokenizer is None:
         if given is not None:
             raise InputsError(f"{given}: the model has no tokenizer to read a text file with")
-        ids = _uniform_ids(model.config, -(-wanted // length), length, seed)
-        return Inputs("uniform token ids", "synthetic", _batched(ids))
-    name = "pydoc_data.topics" if given is None else Path(given).name
-    ids = _tokenised(model.tokenizer, _text(given), length)
-    if ids.numel() <= width:
+        return _made_up(model, seed)
+    return _text_inputs(model, model.tokenizer, given, seed)
+
+
+def _made_up(model: Model, seed: int) -> Inputs:
+    if model.config is None:
         raise InputsError(
-            f"{name} gives {ids.numel()} tokens in sequences of {length}, not more than the width d = {width}: "
-            f"at least {width + 1} are needed, {SAMPLES_PER_WIDTH * width} are advised"
+            f"{model.name} has no transformers config, so its inputs cannot be made up: "
+            "let a factory (package.module:factory) return (module, inputs), with inputs a mapping or tuple of tensors"
         )
-    return Inputs(name, "own", _batched(ids[: -(-wanted // length)]))
+    length = _length(model.config)
+    small = synthetic_inputs(model.core, seed=seed)
+    names = sorted(small)
+
+    def batches(rows: int) -> Iterator[Arguments]:
+        each = max(1, min(BATCH_ROWS, rows) // length)
+        for batch in itertools.count():
+            yield synthetic_inputs(model.core, batch=each, length=length, seed=seed + batch)
+
+    return Inputs(
+        "uniform token ids" if names == ["input_ids"] else f"random {', '.join(names)}", "synthetic", small, batches
+    )
+
+
+def _text_inputs(model: Model, tokenizer: dict[str, Any], given: str | Path | None, seed: int) -> Inputs:
+    """Batches of tokenised text. What the forward needs beside token ids is made up, and then they count as synthetic."""
+    name = "pydoc_data.topics" if given is None else Path(given).name
+    length = _length(model.config)
+    ids = _tokenised(tokenizer, _text(given), length)
+    if not len(ids):
+        raise InputsError(f"{name}: the text gives no whole sequence of {length} tokens: give more of it")
+    small = dict(synthetic_inputs(model.core, seed=seed))
+    token_names = [key for key in small if key.endswith("input_ids")]  # an encoder-decoder takes two
+    if not token_names:
+        return _made_up(model, seed)
+
+    def filled(rows: torch.Tensor) -> Arguments:
+        if len(token_names) == len(small):
+            return dict.fromkeys(token_names, rows)
+        made = synthetic_inputs(model.core, batch=len(rows), length=rows.shape[1], seed=seed)
+        return {**made, **dict.fromkeys(token_names, rows)}
+
+    def batches(rows: int) -> Iterator[Arguments]:
+        sequences = ids[: -(-rows // ids.shape[1])]
+        yield from map(filled, sequences.split(max(1, BATCH_ROWS // ids.shape[1])))
+
+    source = "own" if len(token_names) == len(small) else "synthetic"
+    return Inputs(name, source, filled(ids[:2, :16]), batches)
 
 
 def _text(given: str | Path | None) -> str:
@@ -110,17 +151,6 @@ def _tokenised(tokenizer_source: dict[str, Any], text: str, length: int) -> torc
     return torch.tensor(rows, dtype=torch.long).view(-1, length)
 
 
-def _uniform_ids(config: Any, rows: int, length: int, seed: int) -> torch.Tensor:
-    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
-    if not vocabulary:
-        raise InputsError(
-            f"inputs for a {config.model_type} cannot be made up yet: pass them as package.module:factory "
-            "returning (module, inputs)"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocabulary, (rows, length), generator=generator)
-
-
 def _length(config: Any) -> int:
     text = config.get_text_config()
     limits = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
@@ -128,11 +158,7 @@ def _length(config: Any) -> int:
     return min(LENGTH, *(limit - 2 for limit in limits if isinstance(limit, int) and limit > 4), LENGTH)
 
 
-def _batched(ids: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    return [{"input_ids": part} for part in ids.split(max(1, BATCH_ROWS // ids.shape[1]))]
-
-
-def _arguments(batch: Any) -> Mapping[str, Any] | tuple[Any, ...]:
+def _arguments(batch: Any) -> Arguments:
     if isinstance(batch, torch.Tensor):
         return (batch,)
     if isinstance(batch, (Mapping, tuple)):
@@ -140,7 +166,7 @@ def _arguments(batch: Any) -> Mapping[str, Any] | tuple[Any, ...]:
     raise InputsError(f"inputs must be a mapping, a tuple or a tensor, not a {type(batch).__name__}")
 
 
-def moved(batch: Mapping[str, Any] | tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Any:
+def moved(batch: Arguments, device: torch.device, dtype: torch.dtype) -> Arguments:
     """The batch on ``device``, floating point in ``dtype``."""
 
     def move(value: Any) -> Any:
@@ -151,11 +177,3 @@ def moved(batch: Mapping[str, Any] | tuple[Any, ...], device: torch.device, dtyp
     if isinstance(batch, Mapping):
         return {name: move(value) for name, value in batch.items()}
     return tuple(move(value) for value in batch)
-
-
-def small(inputs: Inputs) -> Mapping[str, Any] | tuple[Any, ...]:
-    """The first batch, cut to two sequences of 16 where it is token ids: enough to trace."""
-    first = inputs.batches[0]
-    if isinstance(first, Mapping) and set(first) == {"input_ids"}:
-        return {"input_ids": first["input_ids"][:2, :16]}
-    return first

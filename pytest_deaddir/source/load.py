@@ -24,7 +24,7 @@ DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat1
 
 @dataclass
 class Model:
-    """A module ready to run, in eval mode on its device.
+    """A module on its device.
 
     ``core`` is what is called: the module itself, or under a transformers head the base model, which saves the logits.
     ``missing``: parameters that the architecture has and the files lack. ``inputs``: what a factory returned beside it.
@@ -69,9 +69,9 @@ def load(spec: Spec, device: str = "auto", dtype: str | None = None) -> Model:
 
 
 def placed(model: Model, device: str, dtype: str | None) -> Model:
-    """The model on its device, in its dtype, in eval mode (dropout off)."""
+    """The model on its device and in its dtype."""
     where = resolve_device(device)
-    model.module.to(device=where, dtype=DTYPES[dtype] if dtype else None).eval()
+    model.module.to(device=where, dtype=DTYPES[dtype] if dtype else None)
     return model
 
 

@@ -14,13 +14,16 @@ from torch import nn
 from pytest_deaddir.algebra.floor import dead_threshold, direction_floor
 from pytest_deaddir.algebra.kernel import direction, kernel_basis
 from pytest_deaddir.discovery.discover import Discovery, NormSite, discover
-from pytest_deaddir.discovery.probe import tensor_of
+from pytest_deaddir.discovery.trace import evaluating, floating
 from pytest_deaddir.errors import ModelError
-from pytest_deaddir.source.inputs import Inputs, moved, prepare, require_samples, small
+from pytest_deaddir.source.inputs import Inputs, moved, prepare, require_samples, samples_wanted
 from pytest_deaddir.source.load import Model
 from pytest_deaddir.stages.accumulate import Accumulator, Moments
 from pytest_deaddir.stages.read import BOTTOM, gamma_columns, normalisation, peak_memory, versions
 from pytest_deaddir.tables import Audit, Row, row
+
+#: Where a model's parameters are, and in what dtype.
+Place = tuple[torch.device, torch.dtype]
 
 #: Centred over raw norm at which all activations are one point, as far as float32 can tell.
 COLLAPSED = 1e-6
@@ -36,19 +39,23 @@ def forward_stage(
     """
     started = time.perf_counter()
     parameter = next(model.module.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    floating = parameter.dtype if parameter is not None else torch.float32
-    prepared = prepare(model, inputs, _width(model), samples, seed)
-    sites = _sites(model, prepared, device, floating)
-    if not sites.norms:
+    place = (parameter.device, parameter.dtype) if parameter is not None else (torch.device("cpu"), torch.float32)
+    prepared = prepare(model, inputs, seed)
+    found = _discovered(model, prepared, place)
+    if not found.norms:
         raise ModelError(f"{model.name}: no module in it behaves as a LayerNorm or RMSNorm: nothing to audit")
-    taps = {site.path: _accumulator(site) for site in sites.norms if site.role == "final"}
-    _run(model, prepared, device, floating, sites, taps)
+    closing = [site for site in found.norms if site.role == "final"]
+    main = found.final or (closing[-1] if closing else None)
+    taps = {site.path: Tap(site) for site in closing}
+    if main is not None:
+        wanted = samples_wanted(samples, main.features)
+        _run(model, prepared, place, taps, taps[main.path], wanted)
+        if taps[main.path].finite:
+            require_samples(taps[main.path].samples, main.features)
 
     stored = {} if audit is None else {norm["path"]: norm for norm in audit.norms}
-    norms = [_site_row(site, model, taps.get(site.path), _stored_row(site, stored)) for site in sites.norms]
-    final = next((norm for norm in norms if norm["role"] == "final"), None)
-    fed = max((tap.samples for tap in taps.values()), default=0)
+    norms = [_site_row(site, model, taps.get(site.path), _stored_row(site, stored)) for site in found.norms]
+    fed = taps[main.path].samples if main else 0
     facts: Row = {} if audit is None else {k: audit.model[k] for k in ("revision", "fingerprint", "architecture")}
     facts.setdefault("architecture", model.name)
     facts["architecture"] = facts["architecture"] or model.name
@@ -59,16 +66,16 @@ def forward_stage(
             spec=spec,
             **facts,
             parameters=sum(parameter.numel() for parameter in model.module.parameters()),
-            width=final["features"] if final else None,
+            width=main.features if main else None,
             normalisation=normalisation(norms),
             level="forward",
             dtype=model.dtype,
-            device=device.type,
+            device=place[0].type,
             seed=seed,
             inputs=prepared.name,
             inputs_source=prepared.source,
             samples=fed or None,
-            samples_per_width=round(fed / final["features"], 4) if final and fed else None,
+            samples_per_width=round(fed / main.features, 4) if main and fed else None,
             versions=versions("numpy", "torch", *(["transformers"] if model.config is not None else [])),
             seconds=read_seconds | {"forward": round(time.perf_counter() - started, 4)},
             peak_memory=peak_memory(),
@@ -77,20 +84,11 @@ def forward_stage(
     )
 
 
-def _width(model: Model) -> int:
-    """The width to size the inputs by, before any norm is known: what the config says of its (text) hidden states."""
-    text = model.config.get_text_config() if model.config is not None else None
-    for name in ("hidden_size", "n_embd", "d_model", "dim", "embed_dim"):
-        if isinstance(width := getattr(text, name, None), int):
-            return width
-    return max((p.numel() for p in model.module.parameters() if p.dim() == 1), default=1)
-
-
-def _sites(model: Model, inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Discovery:
+def _discovered(model: Model, inputs: Inputs, place: Place) -> Discovery:
     """Discovery over the part that runs, with the paths that the whole module gives them."""
     prefix = next((path for path, child in model.module.named_modules() if child is model.core), "")
     try:
-        found = discover(model.core, _call_arguments(model.core, moved(small(inputs), device, dtype)))
+        found = discover(model.core, _call_arguments(model.core, moved(inputs.small, *place)))
     except Exception as error:  # the model's own code runs here, so anything can be raised
         raise ModelError(f"{model.name}: its forward pass fails: {type(error).__name__}: {error}") from error
     return found.below(prefix)
@@ -102,48 +100,45 @@ def _call_arguments(core: nn.Module, batch: Any) -> Any:
     return {"use_cache": False, **batch} if cached else batch
 
 
-def _accumulator(site: NormSite) -> Accumulator:
-    return Accumulator(site.features, torch.from_numpy(_kernel(site)))
+class Tap(Accumulator):
+    """Watches a norm's output: its moments, and its variance along the kernel that γ names.
+
+    ``kernel``: the directions, (d, k): a LayerNorm's kernel, or γ⁻¹ of an RMSNorm, which should not be dead.
+    """
+
+    def __init__(self, site: NormSite) -> None:
+        gamma = site.probe.gamma
+        self.kernel = np.zeros((site.features, 0))
+        if gamma is not None and np.isfinite(gamma).all():
+            if site.kind == "layernorm":
+                self.kernel = kernel_basis(gamma)
+            elif (gamma != 0).all():
+                self.kernel = direction(gamma)[:, None]
+        self.axis = site.probe.axis or -1
+        super().__init__(site.features, torch.from_numpy(self.kernel))
+
+    def hook(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """A forward hook."""
+        activations = next(floating(output), None)
+        if activations is not None:
+            self.update(activations.movedim(self.axis, -1))
 
 
-def _kernel(site: NormSite) -> np.ndarray:
-    """The directions to watch, (d, k): a LayerNorm's kernel, or γ⁻¹ of an RMSNorm, which should not be dead."""
-    gamma = site.probe.gamma
-    if gamma is None or not np.isfinite(gamma).all():
-        return np.zeros((site.features, 0))
-    if site.kind == "layernorm":
-        return kernel_basis(gamma)
-    return direction(gamma)[:, None] if (gamma != 0).all() else np.zeros((site.features, 0))
-
-
-def _run(
-    model: Model,
-    inputs: Inputs,
-    device: torch.device,
-    dtype: torch.dtype,
-    sites: Discovery,
-    taps: dict[str, Accumulator],
-) -> None:
-    """The forward pass, with a tap on the output of each watched norm."""
-    axes = {site.path: site.probe.axis for site in sites.norms}
-
-    def tap(path: str) -> Any:
-        def take(_module: nn.Module, _args: Any, output: Any) -> None:
-            activations = tensor_of(output)
-            if activations is not None:
-                taps[path].update(activations.movedim(axes[path] or -1, -1))
-
-        return take
-
+def _run(model: Model, inputs: Inputs, place: Place, taps: dict[str, Tap], main: Tap, wanted: int) -> None:
+    """The forward pass, batch by batch, until the main tap has seen as many rows as wanted or the inputs end."""
     with ExitStack() as hooks, torch.no_grad():
-        for path in taps:
-            hooks.callback(model.module.get_submodule(path).register_forward_hook(tap(path)).remove)
-        for batch in inputs.batches:
-            arguments = _call_arguments(model.core, moved(batch, device, dtype))
+        hooks.enter_context(evaluating(model.module))
+        for path, tap in taps.items():
+            hooks.callback(model.module.get_submodule(path).register_forward_hook(tap.hook).remove)
+        for batch in inputs.batches(wanted):
+            seen = main.samples
+            arguments = _call_arguments(model.core, moved(batch, *place))
             try:
                 _ = model.core(**arguments) if isinstance(arguments, Mapping) else model.core(*arguments)
             except Exception as error:  # as above
                 raise ModelError(f"{model.name}: its forward pass fails: {type(error).__name__}: {error}") from error
+            if inputs.source == "synthetic" and (main.samples >= wanted or main.samples == seen):
+                break
 
 
 def _stored_row(site: NormSite, stored: Mapping[str, Row]) -> Row | None:
@@ -154,7 +149,7 @@ def _stored_row(site: NormSite, stored: Mapping[str, Row]) -> Row | None:
     return None
 
 
-def _site_row(site: NormSite, model: Model, tap: Accumulator | None, stored: Row | None) -> Row:
+def _site_row(site: NormSite, model: Model, tap: Tap | None, stored: Row | None) -> Row:
     probed = site.probe
     facts: Row = {"gamma_source": "none"}
     if probed.gamma_parameter:
@@ -184,15 +179,16 @@ def _site_row(site: NormSite, model: Model, tap: Accumulator | None, stored: Row
     )
 
 
-def _measured(site: NormSite, tap: Accumulator, dtype: str) -> Row:
+def _measured(site: NormSite, tap: Tap, dtype: str) -> Row:
     """The measured columns of a tapped site, or why there are none."""
     if not tap.finite:
         return {"unmeasured": "its activations are not finite"}
-    require_samples(tap.samples, site.features)
+    if tap.samples <= site.features:
+        return {"samples": tap.samples, "unmeasured": f"{tap.samples} rows for width {site.features} are too few"}
     moments = tap.moments()
     if moments.spread < COLLAPSED:
         return {"samples": moments.samples, "unmeasured": "its activations have collapsed to one point"}
-    kernel = _kernel(site)
+    kernel = tap.kernel
     largest = float(moments.values[-1]) ** 2
     dead = _dead(moments, dtype)
     columns: Row = {

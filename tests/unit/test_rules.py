@@ -150,7 +150,9 @@ def test_judging_counts_what_could_be_judged():
 
 
 def test_an_audit_is_equal_after_a_round_trip():
-    audit = judge(audit_of({"path": "γ\x1b[31m", "gamma_nonfinite": 1, "gamma_min": 4.8e-33}), load_rules([shipped_rules()]))
+    audit = judge(
+        audit_of({"path": "γ\x1b[31m", "gamma_nonfinite": 1, "gamma_min": 4.8e-33}), load_rules([shipped_rules()])
+    )
     assert Audit.from_json(audit.to_json()) == audit
 
 

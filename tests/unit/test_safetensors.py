@@ -24,7 +24,9 @@ def write(path, header, data=b""):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_every_float_dtype_reads_as_the_library_writes_it(tmp_path, dtype):
     values = (torch.randn(37, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
-    save_file({"a.weight": values, "b.weight": torch.zeros(2, 3)}, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    save_file(
+        {"a.weight": values, "b.weight": torch.zeros(2, 3)}, tmp_path / "x.safetensors", metadata={"format": "pt"}
+    )
     tensors, _ = read_header(tmp_path / "x.safetensors")
     assert set(tensors) == {"a.weight", "b.weight"}
     [(tensor, read, raw)] = read_tensors([tensors["a.weight"]])
