@@ -184,6 +184,9 @@ def _returned(
     for call in sorted(calls, key=lambda call: call.finished, reverse=True):
         if trace.returned_sorted is not None and call.sorted_key == trace.returned_sorted:
             return call.path, "its output is what the model returns, in another layout"
+    for call in sorted(calls, key=lambda call: call.finished, reverse=True):
+        if trace.returned_rows and trace.returned_rows < call.rows:
+            return call.path, "the model returns some rows of its output"
     if trace.returned_hidden:
         return None, "no norm's output is what the model returns"
     if outer:

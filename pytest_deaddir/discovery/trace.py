@@ -2,7 +2,7 @@
 
 Each floating-point tensor is reduced to a key at the moment it passes, since models add to hidden states in place:
 a hash of its values, so that equal keys mean equal values whatever the object or its shape, or on the meta device,
-where there are no values, the identity of the object and its version.
+where there are no values, the identity of the storage and its version.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Call:
     """One execution of one module. ``started``, ``finished``: ticks of one clock. ``taken``: keys of the tensors it took.
 
     ``given``: key of the first tensor it gave. ``shape``: of the first tensor taken; ``keeps_shape``: it gave one of the
-    same. ``sorted_key``: of the given values in ascending order, equal for every layout of them; only for norms.
+    same. Only for norms: ``sorted_key``, of the given values in ascending order, equal for every layout of them, and
+    ``rows``, of each given row by itself, for a model that returns some of the rows (padding cut off).
     """
 
     path: str
@@ -36,6 +37,7 @@ class Call:
     shape: tuple[int, ...]
     given_shape: tuple[int, ...]
     sorted_key: Key | None = None
+    rows: frozenset[Key] = frozenset()
 
     @property
     def keeps_shape(self) -> bool:
@@ -51,6 +53,7 @@ class Trace:
     by_path: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
     returned: Key | None = None
     returned_sorted: Key | None = None
+    returned_rows: frozenset[Key] = frozenset()
     returned_hidden: bool = False
 
     def add(self, call: Call) -> None:
@@ -60,7 +63,7 @@ class Trace:
 
 
 class Keys:
-    """Keys of tensors; holds the meta ones, so that their ids stay unique."""
+    """Keys of tensors; holds the meta ones, so that their storages stay unique."""
 
     def __init__(self) -> None:
         self._held: list[torch.Tensor] = []
@@ -69,11 +72,22 @@ class Keys:
         """The key of a tensor's values; with ``ordered`` false, of the same values in whatever layout."""
         if tensor.is_meta:
             self._held.append(tensor)
-            return hash((id(tensor), tensor._version))
+            where = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel())
+            return hash((*where, tensor._version))  # a view of all of a tensor holds the same values
         values = tensor.detach().reshape(-1)
         if not ordered:
             values = values.sort().values
-        return hash(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return hash(_bytes(values))
+
+    def of_rows(self, tensor: torch.Tensor) -> frozenset[Key]:
+        """The keys of a tensor's rows along its last axis; none on the meta device."""
+        if tensor.is_meta or tensor.dim() < 2:
+            return frozenset()
+        return frozenset(hash(_bytes(row)) for row in tensor.detach().reshape(-1, tensor.shape[-1]).cpu())
+
+
+def _bytes(values: torch.Tensor) -> bytes:
+    return values.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def watch(module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...], is_norm_like: Any) -> Trace:
@@ -98,9 +112,11 @@ def watch(module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...], is_nor
             started, taken, shape = open_calls[path].pop()
             given = next((tensor for tensor in floating(output) if tensor.numel()), None)
             key = None if given is None else keys.of(given)
-            loose = keys.of(given, ordered=False) if given is not None and is_norm_like(path) else None
+            loose, rows = None, frozenset[Key]()
+            if given is not None and is_norm_like(path):
+                loose, rows = keys.of(given, ordered=False), keys.of_rows(given)
             given_shape = () if given is None else tuple(given.shape)
-            trace.add(Call(path, started, next(clock), taken, key, shape, given_shape, loose))
+            trace.add(Call(path, started, next(clock), taken, key, shape, given_shape, loose, rows))
 
         return hook
 
@@ -116,6 +132,7 @@ def watch(module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...], is_nor
     returned = hidden if isinstance(hidden, torch.Tensor) else next(floating(output), None)
     if returned is not None and returned.is_floating_point():
         trace.returned, trace.returned_sorted = keys.of(returned), keys.of(returned, ordered=False)
+        trace.returned_rows = keys.of_rows(returned)
     return trace
 
 
