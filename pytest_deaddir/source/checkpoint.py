@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +22,32 @@ if TYPE_CHECKING:
 MAX_CONFIG = 64_000_000
 
 
+Reader = Callable[[Iterable[StoredTensor]], Iterator[tuple[StoredTensor, np.ndarray, bytes]]]
+
+
+@dataclass
+class Traffic:
+    """Requests made of a server, and bytes received."""
+
+    requests: int = 0
+    bytes: int = 0
+
+
 @dataclass
 class Checkpoint:
-    """Tensors by name, where they are and what config.json says of them. ``revision``: the hub's commit, if any."""
+    """Tensors by name, where they are and what config.json says of them.
+
+    ``reader``: gives the values and the bytes of stored tensors. ``revision``: the hub's commit, if any. ``traffic``: what
+    was asked of a server, where one was.
+    """
 
     path: Path
     config: dict[str, Any]
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    reader: Reader = read_tensors
     revision: str | None = None
+    traffic: Traffic | None = None
     _digest: Any = field(default_factory=hashlib.sha256, repr=False)
-    _loaded: dict[str, torch.Tensor] | None = field(default=None, repr=False)
 
     @property
     def architecture(self) -> str | None:
@@ -58,16 +75,9 @@ class Checkpoint:
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[StoredTensor, np.ndarray]]:
         """The values of the named tensors in float64, one at a time, in the order of the files."""
-        wanted = [self.tensors[name] for name in names]
-        if self._loaded is None:
-            for tensor, values, raw in read_tensors(wanted):
-                self._digest.update(raw)
-                yield tensor, values
-        else:
-            for tensor in wanted:
-                values = self._loaded[tensor.name].double().numpy()
-                self._digest.update(values.tobytes())
-                yield tensor, values
+        for tensor, values, raw in self.reader([self.tensors[name] for name in names]):
+            self._digest.update(raw)
+            yield tensor, values
 
 
 def open_checkpoint(spec: Spec) -> Checkpoint:
@@ -128,7 +138,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _from_safetensors(path: Path, config: dict[str, Any], files: list[Path]) -> Checkpoint:
-    checkpoint = Checkpoint(path, config, {})
+    checkpoint = Checkpoint(path, config)
     for file in files:
         tensors, raw = read_header(file)
         checkpoint._digest.update(raw)
@@ -141,7 +151,8 @@ def _from_pickles(path: Path, config: dict[str, Any], files: list[Path]) -> Chec
     require_torch(f"{files[0].name} (a pickle)")
     import torch
 
-    checkpoint = Checkpoint(path, config, {}, _loaded={})
+    loaded: dict[str, torch.Tensor] = {}
+    checkpoint = Checkpoint(path, config, reader=partial(_read_loaded, loaded))
     safetensors_names = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
     for file in files:
         try:
@@ -162,9 +173,16 @@ def _from_pickles(path: Path, config: dict[str, Any], files: list[Path]) -> Chec
                 name, file, stored, tuple(value.shape), int(value.storage_offset()) * value.element_size(), length
             )
             checkpoint._digest.update(f"{name} {dtype} {tuple(value.shape)}".encode())
-            assert checkpoint._loaded is not None
-            checkpoint._loaded[name] = value
+            loaded[name] = value
     return checkpoint
+
+
+def _read_loaded(
+    loaded: dict[str, torch.Tensor], tensors: Iterable[StoredTensor]
+) -> Iterator[tuple[StoredTensor, np.ndarray, bytes]]:
+    for tensor in tensors:
+        values = loaded[tensor.name].double().numpy()
+        yield tensor, values, values.tobytes()
 
 
 def _is_zip(path: Path) -> bool:
