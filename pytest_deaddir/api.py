@@ -53,6 +53,7 @@ def measure(
     dtype: str | None = None,
     seed: int = 0,
     samples: int | None = None,
+    sites: str | None = None,
 ) -> Audit:
     """:func:`audit` without the judging: the tables are filled, ``findings`` and ``checks`` are empty."""
     if level not in LEVELS:
@@ -64,7 +65,7 @@ def measure(
     if isinstance(subject, Spec):
         check_level(subject, level)
         if level == "read":
-            return read(subject, dtype=dtype)
+            return read(subject, dtype=dtype, sites=sites)
     else:
         require_torch("a module")
 
@@ -79,7 +80,7 @@ def measure(
             model = placed(model, device or "cpu", dtype)
         return forward_stage(model, None, spec=model.name, inputs=inputs, samples=samples, seed=seed)
     started = time.perf_counter()
-    parameters = read(subject, dtype=dtype) if subject.has_files and subject.form != "gguf" else None
+    parameters = read(subject, dtype=dtype, sites="all") if subject.has_files else None
     model = load(subject, device or "auto", dtype)
     seconds = round(time.perf_counter() - started, 4)
     result = forward_stage(model, parameters, spec=subject.text, inputs=inputs, samples=samples, seed=seed)
@@ -89,15 +90,17 @@ def measure(
     return result
 
 
-def read(spec: str | Path | Spec, *, dtype: str | None = None) -> Audit:
+def read(spec: str | Path | Spec, *, dtype: str | None = None, sites: str | None = None) -> Audit:
     """What a checkpoint's parameters say, without torch (safetensors) and without a forward pass.
 
+    ``sites``: all, or final for the closing norm alone (default: all, and final where they lie on a hub).
     ``dtype``: what the model is to run in, default what it is stored in; it decides which coordinates are dead.
     Raises a :class:`~pytest_deaddir.errors.DeaddirError` naming the file that is wrong.
     """
     from pytest_deaddir.stages.read import read_stage
 
-    return read_stage(spec if isinstance(spec, Spec) else parse_spec(str(spec)), dtype)[0]
+    spec = spec if isinstance(spec, Spec) else parse_spec(str(spec))
+    return read_stage(spec, dtype, sites or ("final" if spec.form == "hub" else "all"))
 
 
 def check_level(spec: Spec, level: Level) -> None:

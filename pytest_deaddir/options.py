@@ -40,6 +40,7 @@ def add_options(parser: pytest.Parser) -> None:
     add("level", "LEVEL", "How far to look: read (parameters only), forward (one pass; the default), full.")
     add("device", "DEVICE", f"Where the model runs: {', '.join(DEVICES)}.")
     add("dtype", "DTYPE", f"What the model runs in: auto (its own), {', '.join(DTYPES)}.")
+    add("sites", "SITES", "Which norms the read level reads: all, final (default: all; final on a hub).")
     add("inputs", "FILE", "Text file to feed the model (default: the documentation in pydoc_data.topics).")
     add("samples", "N", "Rows of activations to measure (default: 4 for each dimension of the width).")
     add("rules", "PATH", "Rule file or folder, beside the shipped rules. Repeatable.", "linelist", "append")
@@ -53,6 +54,7 @@ class Settings:
 
     models: dict[str, Spec]
     level: Level | None
+    sites: str | None
     device: str
     dtype: str | None
     inputs: Path | None
@@ -73,7 +75,7 @@ class Settings:
     def rerun(self, spec: Spec, code: str) -> str:
         """The command line that runs one check again."""
         options: list[tuple[str, Any]] = [("model", spec.text)]
-        options += [(name, getattr(self, name)) for name in ("level", "dtype", "inputs", "samples")]
+        options += [(name, getattr(self, name)) for name in ("level", "sites", "dtype", "inputs", "samples")]
         options += [("device", None if self.device == "auto" else self.device)]
         options += [("rules", path) for path in self.rule_paths]
         given = [f"--deaddir-{name}={value}" for name, value in options if value is not None]
@@ -110,6 +112,7 @@ def read_settings(config: pytest.Config) -> Settings:
     level = one_of("level", LEVELS)
     device = one_of("device", DEVICES) or "auto"
     dtype = one_of("dtype", ("auto", *DTYPES))
+    sites = one_of("sites", ("all", "final"))
     if level == "full":
         problems.append("--deaddir-level full: the twin and invariance stages are not built yet; use forward")
 
@@ -157,6 +160,7 @@ def read_settings(config: pytest.Config) -> Settings:
     return Settings(
         models=models,
         level=level,
+        sites=sites,
         device=device,
         dtype=None if dtype == "auto" else dtype,
         inputs=inputs,

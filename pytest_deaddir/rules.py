@@ -17,7 +17,7 @@ from pytest_deaddir.tables import COLUMNS, LEVELS, Audit, Level, Row
 SEVERITIES = ("error", "warning", "info")
 _REQUIRED = {"code", "name", "severity", "table", "require", "message", "summary"}
 _TEXTS = {"why", "remedy", "references"}
-_OPERATORS = ("min", "max", "equal", "not", "in")
+_OPERATORS = ("min", "max", "equal", "not", "in", "empty")
 _CODE = re.compile(r"[A-Z]{2,10}\d{3,4}")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 #: Widths are bounded: ``{x:9999999999}`` would fill the memory.
@@ -176,6 +176,8 @@ def _condition_problems(document: dict[str, Any], columns: dict[str, Level]) -> 
                         isinstance(limit, bool) or not isinstance(limit, (int, float))
                     ):
                         yield f"require: {column}: {operator} must be a number, not {limit!r}"
+                    elif operator == "empty" and not isinstance(limit, bool):
+                        yield f"require: {column}: empty must be true or false, not {limit!r}"
                     elif operator == "in" and not isinstance(limit, list):
                         yield f"require: {column}: in must be a list"
     if isinstance(document.get("require"), dict) and not document["require"]:
@@ -237,6 +239,8 @@ def _holds(value: Any, operator: str, limit: Any) -> bool:
             return bool(value == limit)
         case "not":
             return bool(value != limit)
+        case "empty":
+            return (not value) == limit
         case _:
             return value in limit
 

@@ -41,6 +41,7 @@ class Measurements:
                     device=chosen.device,
                     dtype=chosen.dtype,
                     samples=chosen.samples,
+                    sites=chosen.sites,
                 )
             except Exception as error:
                 self._results[key] = error

@@ -29,6 +29,14 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "parameters": _READ,
         "width": _READ,
         "normalisation": _READ,
+        "norm_eps": _READ,  # the smallest that config.json gives
+        "duplicate_tensors": _READ,
+        "differing_weights": _READ,  # other sets of weights beside the one that was read, unlike it
+        "unsafe_names": _READ,  # tensor names with control, invisible or markup characters, or that are paths
+        "orphan_tensors": _FORWARD,  # in the files, and no module takes them
+        "orphan_norms": _FORWARD,  # those of them that are scales of norms
+        "bytes_read": _READ,  # from a hub
+        "requests": _READ,
         "level": _READ,
         "dtype": _READ,
         "device": _FORWARD,
@@ -62,6 +70,7 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "gamma_median": _READ,
         "gamma_max": _READ,
         "gamma_nonfinite": _READ,
+        "gamma_denormal": _READ,  # below the smallest normal number of the stored dtype, and not 0
         "predicted_dead_dimension": _READ,
         "predicted_dead_coordinates": _READ,
         "dead_coordinate_count": _READ,

@@ -87,7 +87,11 @@ class Keys:
 
 
 def _bytes(values: torch.Tensor) -> bytes:
-    return values.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    """The values in order as bytes; as integers of the same size, since numpy has no bfloat16."""
+    return values.cpu().view(_INTEGERS[values.element_size()]).numpy().tobytes()
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def watch(module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...], is_norm_like: Any) -> Trace:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pytest_deaddir.session import ModelResult, Results
     from pytest_deaddir.tables import Row
 
-_OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in": "in"}
+_OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in": "in", "empty": "empty"}
 
 
 def header(settings: Settings) -> list[str]:

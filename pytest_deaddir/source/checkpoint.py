@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_deaddir.errors import CheckpointError, SpecError, require_torch
-from pytest_deaddir.source.safetensors import TORCH_NAMES, StoredTensor, read_header, read_tensors
+from pytest_deaddir.source.safetensors import TORCH_NAMES, Header, StoredTensor, read_header, read_tensors
 from pytest_deaddir.source.spec import WEIGHTS, Spec
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Checkpoint:
     """Tensors by name, where they are and what config.json says of them.
 
     ``reader``: gives the values and the bytes of stored tensors. ``revision``: the hub's commit, if any. ``traffic``: what
-    was asked of a server, where one was.
+    was asked of a server, where one was. ``duplicates``: names of tensors that the files hold more than once.
+    ``differing``: other sets of weights in the directory that are not the same as the one that is read.
     """
 
     path: Path
@@ -47,7 +48,15 @@ class Checkpoint:
     reader: Reader = read_tensors
     revision: str | None = None
     traffic: Traffic | None = None
+    duplicates: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
     _digest: Any = field(default_factory=hashlib.sha256, repr=False)
+
+    def add(self, header: Header) -> None:
+        """Take a file's tensors. One that another file has already is a duplicate."""
+        self._digest.update(header.raw)
+        self.duplicates += [*header.duplicates, *(name for name in header.tensors if name in self.tensors)]
+        self.tensors.update(header.tensors)
 
     @property
     def architecture(self) -> str | None:
@@ -97,15 +106,42 @@ def open_checkpoint(spec: Spec) -> Checkpoint:
     if spec.form == "gguf":
         raise SpecError(f"{spec.text}: GGUF files are audited at --deaddir-level forward, not read by themselves yet")
 
-    config = read_json(path / "config.json")
+    config = read_json(_own(path, "config.json"))
     weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if weights is None:
         raise CheckpointError(path, f"none of {', '.join(WEIGHTS)} is there")
-    files = _shards(weights) if weights.suffix == ".json" else [weights]
+    files = _shards(weights) if weights.suffix == ".json" else [_own(path, weights.name)]
     opened = _from_safetensors if files[0].suffix == ".safetensors" else _from_pickles
     checkpoint = opened(path, config, files)
     checkpoint.revision = revision
+    checkpoint.differing = [other for other in _others(path, weights) if _differs(checkpoint, path / other)]
     return checkpoint
+
+
+def _others(path: Path, weights: Path) -> list[str]:
+    """The other sets of weights that a loader might have taken: single beside sharded, .bin beside safetensors."""
+    return [name for name in WEIGHTS if (path / name).is_file() and name != weights.name]
+
+
+def _differs(checkpoint: Checkpoint, other: Path) -> bool:
+    """Whether another set of weights holds other tensors or other norms. What cannot be opened here counts as different."""
+    try:
+        files = _shards(other) if other.suffix == ".json" else [other]
+        opened = _from_safetensors if files[0].suffix == ".safetensors" else _from_pickles
+        second = opened(other.parent, {}, files)
+        vectors = [name for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 1]
+        if {n: t.shape for n, t in second.tensors.items()} != {n: t.shape for n, t in checkpoint.tensors.items()}:
+            return True
+        pairs = zip(_in_order(checkpoint, vectors), _in_order(second, vectors), strict=True)
+        return not all(np.array_equal(mine, theirs, equal_nan=True) for mine, theirs in pairs)
+    except (CheckpointError, SpecError, ValueError):
+        return True
+
+
+def _in_order(checkpoint: Checkpoint, names: list[str]) -> list[np.ndarray]:
+    """The values of the named tensors in the order of the names."""
+    values = {tensor.name: array for tensor, array, _ in checkpoint.reader([checkpoint.tensors[n] for n in names])}
+    return [values[name] for name in names]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -123,26 +159,41 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
+def _own(directory: Path, name: str) -> Path:
+    """A checkpoint's file. A link may lead to the blobs of the hub's cache and nowhere else outside the directory."""
+    file = directory / name
+    target, home = file.resolve(), directory.resolve()
+    blobs = home.parent.parent / "blobs"
+    if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.is_relative_to(blobs)):
+        return file
+    raise CheckpointError(file, "refused: a link to outside the checkpoint; give the directory that it leads to")
+
+
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names. A name that is not a plain file name would be read from outside the checkpoint."""
-    weight_map = read_json(index).get("weight_map")
+    """The files that an index names."""
+    names = shard_names(read_json(_own(index.parent, index.name)), index)
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise CheckpointError(index, f"weight_map names {name!r}, which is not there")
+    return [_own(index.parent, name) for name in names]
+
+
+def shard_names(document: dict[str, Any], index: Path) -> list[str]:
+    """The file names in an index. One that is not a plain name would be read from outside the checkpoint: refused."""
+    weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(index, "weight_map is not an object of tensor names and file names")
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
             raise CheckpointError(index, f"refused: weight_map names {name!r}, not a file beside the index")
-        if not (index.parent / name).is_file():
-            raise CheckpointError(index, f"weight_map names {name!r}, which is not there")
-    return [index.parent / name for name in names]
+    return names
 
 
 def _from_safetensors(path: Path, config: dict[str, Any], files: list[Path]) -> Checkpoint:
     checkpoint = Checkpoint(path, config)
     for file in files:
-        tensors, raw = read_header(file)
-        checkpoint._digest.update(raw)
-        checkpoint.tensors.update(tensors)
+        checkpoint.add(read_header(file))
     return checkpoint
 
 

@@ -27,7 +27,8 @@ class Model:
     """A module on its device.
 
     ``core`` is what is called: the module itself, or under a transformers head the base model, which saves the logits.
-    ``missing``: parameters that the architecture has and the files lack. ``inputs``: what a factory returned beside it.
+    ``missing``: parameters that the architecture has and the files lack; ``orphans``: the other way round.
+    ``inputs``: what a factory returned beside it.
     ``tokenizer``: keyword arguments for AutoTokenizer.from_pretrained, None where the subject has no files of its own.
     """
 
@@ -35,6 +36,7 @@ class Model:
     core: nn.Module
     name: str
     missing: frozenset[str] = frozenset()
+    orphans: frozenset[str] = frozenset()
     inputs: Any = None
     tokenizer: dict[str, Any] | None = None
     revision: str | None = None
@@ -169,6 +171,7 @@ def _pretrained(spec: Spec, dtype: str | None) -> Model:
     return dataclasses.replace(
         model,
         missing=frozenset(report["missing_keys"]),
+        orphans=frozenset(report["unexpected_keys"]),
         tokenizer={"pretrained_model_name_or_path": path, **options} if _has_tokenizer(spec, path) else None,
         revision=revision,
     )

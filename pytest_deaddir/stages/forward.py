@@ -22,6 +22,17 @@ from pytest_deaddir.stages.accumulate import Accumulator, Moments
 from pytest_deaddir.stages.read import BOTTOM, gamma_columns, normalisation, peak_memory, versions
 from pytest_deaddir.tables import Audit, Row, row
 
+#: Columns of the model's row that the read stage fills and the forward stage keeps.
+_FROM_FILES = (
+    "revision",
+    "fingerprint",
+    "architecture",
+    "norm_eps",
+    "duplicate_tensors",
+    "differing_weights",
+    "unsafe_names",
+)
+
 #: Where a model's parameters are, and in what dtype.
 Place = tuple[torch.device, torch.dtype]
 
@@ -56,7 +67,7 @@ def forward_stage(
     stored = {} if audit is None else {norm["path"]: norm for norm in audit.norms}
     norms = [_site_row(site, model, taps.get(site.path), _stored_row(site, stored)) for site in found.norms]
     fed = taps[main.path].samples if main else 0
-    facts: Row = {} if audit is None else {k: audit.model[k] for k in ("revision", "fingerprint", "architecture")}
+    facts: Row = {} if audit is None else {k: audit.model[k] for k in _FROM_FILES}
     facts.setdefault("architecture", model.name)
     facts["architecture"] = facts["architecture"] or model.name
     read_seconds = {} if audit is None else audit.model["seconds"]
@@ -70,6 +81,7 @@ def forward_stage(
             normalisation=normalisation(norms),
             level="forward",
             dtype=model.dtype,
+            **_orphans(model, audit),
             device=place[0].type,
             seed=seed,
             inputs=prepared.name,
@@ -82,6 +94,15 @@ def forward_stage(
         ),
         norms=norms,
     )
+
+
+def _orphans(model: Model, audit: Audit | None) -> Row:
+    """Tensors of the files that no module took."""
+    if audit is None:
+        return {}
+    scales = {f"{norm['path']}." for norm in audit.norms}
+    norms = [name for name in model.orphans if f"{name.rpartition('.')[0]}." in scales]
+    return {"orphan_tensors": sorted(model.orphans), "orphan_norms": sorted(norms)}
 
 
 def _discovered(model: Model, inputs: Inputs, place: Place) -> Discovery:
@@ -156,11 +177,12 @@ def _site_row(site: NormSite, model: Model, tap: Tap | None, stored: Row | None)
         name = f"{site.path}.{probed.gamma_parameter}"
         facts = {"gamma_source": "module"}
         if stored is not None and stored["gamma_source"] == "file":
-            facts = {k: stored[k] for k in ("gamma_source", "gamma_file", "gamma_offset", "gamma_dtype")}
+            kept = ("gamma_source", "gamma_file", "gamma_offset", "gamma_dtype", "gamma_denormal")
+            facts = {k: stored[k] for k in kept}
         if name in model.missing:
             facts = {"gamma_source": "missing"}
     if probed.gamma is not None:
-        facts |= gamma_columns(probed.gamma, probed.beta, site.kind, model.dtype)
+        facts |= gamma_columns(probed.gamma, probed.beta, site.kind, model.dtype, site.role == "final")
     measured = {} if tap is None else _measured(site, tap, model.dtype)
     return row(
         "norms",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import math
 import platform
+import re
 import sys
 import time
 from typing import Any
@@ -24,25 +25,28 @@ from pytest_deaddir.tables import Audit, Row, row
 BOTTOM = 4
 
 
-def read_stage(spec: Spec, dtype: str | None = None) -> tuple[Audit, Checkpoint]:
+def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all") -> Audit:
     """Audit the files of a subject at the read level.
 
+    ``sites``: all, or final, which reads no other norm's values and leaves them out of the table.
     ``dtype``: what the model is to be run in (default: what most of it is stored in); it sets the noise floor that
     decides which coordinates are dead. Raises :class:`CheckpointError` and :class:`SpecError`.
     """
     started = time.perf_counter()
     checkpoint = open_checkpoint(spec)
-    sites = sites_from_names({name: t.shape for name, t in checkpoint.tensors.items()}, checkpoint.config)
-    if not sites:
+    named = sites_from_names({name: t.shape for name, t in checkpoint.tensors.items()}, checkpoint.config)
+    if not named:
         raise CheckpointError(checkpoint.path, f"no norm among its {len(checkpoint.tensors)} tensors: nothing to audit")
-    wanted = [name for site in sites for name in (site.gamma, site.beta) if name]
+    if sites == "final":
+        named = [site for site in named if site.role == "final"]
+    wanted = [name for site in named for name in (site.gamma, site.beta) if name]
     values: dict[str, np.ndarray] = {}
     for tensor, array in checkpoint.read(wanted):
         values[tensor.name] = array
     run_dtype = dtype or checkpoint.dtype
     if run_dtype not in UNIT_ROUNDOFF:  # F8 and packed weights are computed in bfloat16
         run_dtype = "bfloat16"
-    norms = [_site_row(site, checkpoint, values, run_dtype) for site in sites]
+    norms = [_site_row(site, checkpoint, values, run_dtype) for site in named]
     final = next((norm for norm in norms if norm["role"] == "final"), None)
     model = row(
         "model",
@@ -53,13 +57,42 @@ def read_stage(spec: Spec, dtype: str | None = None) -> tuple[Audit, Checkpoint]
         parameters=checkpoint.parameters,
         width=final["features"] if final else None,
         normalisation=normalisation(norms),
+        norm_eps=_norm_eps(checkpoint.config),
+        duplicate_tensors=sorted(checkpoint.duplicates),
+        differing_weights=checkpoint.differing,
+        unsafe_names=sorted(name for name in checkpoint.tensors if _is_unsafe(name)),
+        bytes_read=checkpoint.traffic.bytes if checkpoint.traffic else None,
+        requests=checkpoint.traffic.requests if checkpoint.traffic else None,
         level="read",
         dtype=run_dtype,
         versions=versions("numpy"),
         seconds={"read": round(time.perf_counter() - started, 4)},
         peak_memory=peak_memory(),
     )
-    return Audit(model=model, norms=norms), checkpoint
+    return Audit(model=model, norms=norms)
+
+
+#: Whatever a tensor is called, its name is shown: in terminals, pages and pull requests.
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_.\-/:+ ]*")
+
+
+def _is_unsafe(name: str) -> bool:
+    return not _SAFE_NAME.fullmatch(name) or ".." in name or name.startswith(("/", "."))
+
+
+def _norm_eps(config: dict[str, Any]) -> float | None:
+    """The smallest eps of a norm in a config or its sections."""
+    sections = (config, *(value for value in config.values() if isinstance(value, dict)))
+    found = [
+        float(value)
+        for section in sections
+        for key, value in section.items()
+        if _EPS.fullmatch(key) and isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
+    return min((value for value in found if math.isfinite(value)), default=None)
+
+
+_EPS = re.compile(r"(.*norm.*_)?eps(ilon)?")
 
 
 def _site_row(site: NamedSite, checkpoint: Checkpoint, values: dict[str, np.ndarray], dtype: str) -> Row:
@@ -71,7 +104,8 @@ def _site_row(site: NamedSite, checkpoint: Checkpoint, values: dict[str, np.ndar
             "gamma_file": tensor.file.name,
             "gamma_offset": tensor.offset,
             "gamma_dtype": tensor.dtype,
-            **gamma_columns(values[site.gamma], values.get(site.beta or ""), site.kind, dtype),
+            "gamma_denormal": _denormal(values[site.gamma], tensor.dtype),
+            **gamma_columns(values[site.gamma], values.get(site.beta or ""), site.kind, dtype, site.role == "final"),
         }
     return row(
         "norms",
@@ -86,7 +120,16 @@ def _site_row(site: NamedSite, checkpoint: Checkpoint, values: dict[str, np.ndar
     )
 
 
-def gamma_columns(gamma: np.ndarray, beta: np.ndarray | None, kind: str, dtype: str) -> Row:
+#: The smallest normal number of each stored dtype; what lies below it is flushed to 0 on many accelerators.
+_SMALLEST_NORMAL = {"F64": 2.0**-1022, "F32": 2.0**-126, "BF16": 2.0**-126, "F16": 2.0**-14}
+
+
+def _denormal(gamma: np.ndarray, dtype: str) -> int:
+    magnitude = np.abs(gamma)
+    return int(np.count_nonzero((magnitude > 0) & (magnitude < _SMALLEST_NORMAL.get(dtype, 0.0))))
+
+
+def gamma_columns(gamma: np.ndarray, beta: np.ndarray | None, kind: str, dtype: str, final: bool) -> Row:
     """What a scale says of its norm: its profile, and where it is finite what is predicted of the output in ``dtype``.
 
     ``gamma``, ``beta``: (d,) float64 as stored; they are rounded to ``dtype`` first, since that is what is multiplied.
@@ -108,7 +151,7 @@ def gamma_columns(gamma: np.ndarray, beta: np.ndarray | None, kind: str, dtype: 
     columns |= {"predicted_dead_coordinates": dead.tolist(), "dead_coordinate_count": int(dead.size)}
     if kind in ("layernorm", "rmsnorm"):
         columns["predicted_dead_dimension"] = dead_dimension(gamma, beta, dtype, centred=kind == "layernorm")
-    if kind == "layernorm":
+    if kind == "layernorm" and (final or dead.size):  # elsewhere the bottom is the kernel and then ordinary scales
         eigenvalues, _ = bottom_eigenpairs(gamma, min(BOTTOM, gamma.size))
         columns["predicted_bottom"] = np.sqrt(np.maximum(eigenvalues, 0)).tolist()
         if (gamma != 0).all():
@@ -133,9 +176,9 @@ def normalisation(norms: list[Row]) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of this package, Python and the named packages."""
+    """Versions of this package, Python and the named packages, which are imported."""
     found = {"pytest-deaddir": pytest_deaddir.__version__, "python": platform.python_version()}
-    return found | {package: importlib.metadata.version(package) for package in packages}
+    return found | {package: str(sys.modules[package].__version__) for package in packages}
 
 
 def peak_memory() -> int | None:
