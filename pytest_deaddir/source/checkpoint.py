@@ -58,6 +58,10 @@ class Checkpoint:
         self.duplicates += [*header.duplicates, *(name for name in header.tensors if name in self.tensors)]
         self.tensors.update(header.tensors)
 
+    def floating_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the floating-point tensors by name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items() if tensor.is_floating}
+
     @property
     def architecture(self) -> str | None:
         """The class that config.json names."""
@@ -129,7 +133,7 @@ def _differs(checkpoint: Checkpoint, other: Path) -> bool:
         files = _shards(other) if other.suffix == ".json" else [other]
         opened = _from_safetensors if files[0].suffix == ".safetensors" else _from_pickles
         second = opened(other.parent, {}, files)
-        vectors = [name for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 1]
+        vectors = [name for name, shape in checkpoint.floating_shapes().items() if len(shape) == 1]
         if {n: t.shape for n, t in second.tensors.items()} != {n: t.shape for n, t in checkpoint.tensors.items()}:
             return True
         pairs = zip(_in_order(checkpoint, vectors), _in_order(second, vectors), strict=True)

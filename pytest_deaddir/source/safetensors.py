@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -43,9 +43,11 @@ TORCH_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as a file holds it: where its bytes are and how to read them. ``offset`` counts from the file's start."""
+class StoredTensor(NamedTuple):
+    """A tensor as a file holds it: where its bytes are and how to read them. ``offset`` counts from the file's start.
+
+    A tuple, since a header makes hundreds of thousands of them.
+    """
 
     name: str
     file: Path
@@ -58,6 +60,11 @@ class StoredTensor:
     def elements(self) -> int:
         """How many numbers the tensor has."""
         return math.prod(self.shape)
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether :func:`decode` knows its numbers; integers and packed weights are no scales."""
+        return self.dtype in TORCH_NAMES
 
 
 @dataclass(frozen=True)
@@ -96,36 +103,46 @@ def header_length(prefix: bytes, path: Path) -> int:
 
 def parse_header(raw: bytes, path: Path, size: int | None) -> Header:
     """The header from its bytes, those behind the 8 of its length. ``size``: the file's, None where nobody said."""
-    duplicates: list[str] = []
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        if len({name for name, _ in pairs}) < len(pairs):
-            counts = Counter(name for name, _ in pairs)
-            duplicates.extend(name for name, count in counts.items() if count > 1)
-        return dict(pairs)
-
     try:
-        header = json.loads(raw, object_pairs_hook=unique)
+        header = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(path, f"not safetensors: its header is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise CheckpointError(path, "not safetensors: its header is not an object")
-    header.pop("__metadata__", None)
-    tensors = {name: _entry(path, name, entry, 8 + len(raw)) for name, entry in header.items()}
-    end = max((tensor.offset + tensor.length for tensor in tensors.values()), default=0)
+    metadata = header.pop("__metadata__", None)
+    start, end = 8 + len(raw), 0
+    tensors = {}
+    for name, entry in header.items():
+        tensor = tensors[name] = _entry(path, name, entry, start)
+        end = max(end, tensor.offset + tensor.length)
     if size is not None and end > size:
         raise CheckpointError(path, f"truncated: the tensors need {end} bytes and the file has {size}")
-    return Header(tensors, raw, tuple(sorted(set(duplicates))))
+    # every entry says "dtype" once: more of them than entries, and some name may stand twice
+    suspected = raw.count(b'"dtype"') > len(tensors) or raw.count(b'"__metadata__"') > (metadata is not None)
+    return Header(tensors, raw, _duplicates(raw) if suspected else ())
 
 
-def _entry(path: Path, name: str, entry: object, start: int) -> StoredTensor:
-    match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
-            dtype in ITEMSIZE and all(type(n) is int and n >= 0 for n in shape) and 0 <= begin <= end
-        ):
-            tensor = StoredTensor(name, path, dtype, tuple(shape), start + begin, end - begin)
-            if tensor.elements * ITEMSIZE[dtype] == tensor.length:
-                return tensor
+def _duplicates(raw: bytes) -> tuple[str, ...]:
+    """Names that stand more than once in one object of a JSON text; the library's parser and ours take the last."""
+    found: set[str] = set()
+
+    def note(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found.update(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
+    json.loads(raw, object_pairs_hook=note)
+    return tuple(sorted(found))
+
+
+def _entry(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        length = math.prod(shape) * ITEMSIZE[dtype]
+        sound = type(begin) is type(end) is int and 0 <= begin <= end and length == end - begin
+        if sound and all(type(n) is int and n >= 0 for n in shape):
+            return StoredTensor(name, path, dtype, tuple(shape), start + begin, end - begin)
+    except (TypeError, KeyError, ValueError):
+        pass
     raise CheckpointError(path, f"tensor {name!r}: a header entry that contradicts itself: {str(entry)[:120]}")
 
 

@@ -34,11 +34,9 @@ def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all") -> Audi
     """
     started = time.perf_counter()
     checkpoint = open_checkpoint(spec)
-    named = sites_from_names({name: t.shape for name, t in checkpoint.tensors.items()}, checkpoint.config)
+    named = sites_from_names(checkpoint.floating_shapes(), checkpoint.config, final_only=sites == "final")
     if not named:
         raise CheckpointError(checkpoint.path, f"no norm among its {len(checkpoint.tensors)} tensors: nothing to audit")
-    if sites == "final":
-        named = [site for site in named if site.role == "final"]
     wanted = [name for site in named for name in (site.gamma, site.beta) if name]
     values: dict[str, np.ndarray] = {}
     for tensor, array in checkpoint.read(wanted):
