@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from pytest_deaddir.session import DISCOVERY, STATE, attach
 
 if TYPE_CHECKING:
+    from pytest_deaddir.options import Settings
     from pytest_deaddir.rules import Rule
     from pytest_deaddir.source.spec import Spec
     from pytest_deaddir.tables import Audit, Level, Row
@@ -50,12 +52,30 @@ class AuditItem(pytest.Item):
 
     parent: ModelCollector
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.extra_keyword_matches.add(f"only:{self.name}")  # -k DD101 also selects all of a model in a folder DD101
+
+    @property
+    def ihook(self) -> Any:
+        """The hooks of the user's conftest files where pytest was called, wherever the checkpoint lies."""
+        return self.session.gethookproxy(self.config.invocation_params.dir)
+
     def audit(self) -> Audit:
-        """The subject's audit. An error in it fails the first item that asks and skips the others."""
-        measurements = self.config.stash[STATE].measurements
-        if measurements.failed(self.parent.spec, self.parent.level):
-            pytest.skip(f"not judged: the audit of {self.parent.name} failed, see the error above")
-        return measurements.audit(self.parent.spec, self.parent.level)
+        """The subject's audit. An error in it fails the discovery item, and the others where that is not to run."""
+        from pytest_deaddir.errors import DeaddirError
+
+        try:
+            return self.config.stash[STATE].measurements.audit(self.parent.spec, self.parent.level)
+        except Exception as error:
+            if self._is_told_by_discovery():
+                kind = "failed" if isinstance(error, DeaddirError) else "broke"
+                pytest.skip(f"not judged: the audit of {self.parent.name} {kind}, see {self.parent.name}::{DISCOVERY}")
+            raise
+
+    def _is_told_by_discovery(self) -> bool:
+        items = self.session.items
+        return self.name != DISCOVERY and any(i.parent is self.parent and i.name == DISCOVERY for i in items)
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
         """Shown as the headline of a failure."""
@@ -81,7 +101,8 @@ class AuditItem(pytest.Item):
         from pytest_deaddir.errors import DeaddirError
 
         error = call.excinfo.value if call.excinfo else None
-        failed = report.failed and not isinstance(error, FoundError)
+        measurements = self.config.stash[STATE].measurements
+        unmeasured = report.failed and measurements.done(self.parent.spec, self.parent.level) is None
         findings = self._findings()
         attach(
             report,
@@ -90,7 +111,7 @@ class AuditItem(pytest.Item):
             outcome="warned" if report.passed and any(f["severity"] == "warning" for f in findings) else report.outcome,
             findings=findings,
             audit=self._audit_once(),
-            error=(str(error) if isinstance(error, DeaddirError) else repr(error)) if failed else None,
+            error=(str(error) if isinstance(error, DeaddirError) else repr(error)) if unmeasured else None,
         )
 
     def _findings(self) -> list[Row]:
@@ -105,6 +126,16 @@ class AuditItem(pytest.Item):
             return None
         self.parent.stash[_SENT] = True
         return {"model": measured.model, "norms": measured.norms, "blocks": measured.blocks}
+
+
+def lies_in_a_checkpoint(path: Path, settings: Settings) -> bool:
+    """Whether a file to collect belongs to an audited directory: a stranger's tests and conftest are not ours to run.
+
+    Whoever stands in the checkpoint's own repository means its tests.
+    """
+    homes = [spec.path.resolve() for spec in settings.models.values() if spec.form == "directory" and spec.path]
+    here = settings.start.resolve()
+    return any(path.resolve().is_relative_to(home) and not here.is_relative_to(home) for home in homes)
 
 
 _SENT = pytest.StashKey[bool]()

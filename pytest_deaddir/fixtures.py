@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,30 @@ if TYPE_CHECKING:
 _OURS = {"deaddir_model", "deaddir_audit", "norm_site"}
 
 
+#: What a marker may say; ``model`` may be any text.
+_CHOICES = {
+    "kind": ("layernorm", "rmsnorm", "undecided"),
+    "role": ("final", "block", "qk", "embedding", "pooler", "other"),
+    "level": ("read", "forward"),
+}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for an audit runs once per model, one that asks for ``norm_site`` once per norm of each."""
     if not _OURS & set(metafunc.fixturenames):
         return
+    from pytest_deaddir.errors import DeaddirError
+
+    try:
+        _parametrize(metafunc)
+    except (DeaddirError, _MarkerError) as error:
+        problem = f"{metafunc.definition.nodeid}: {error}"
+    else:
+        return
+    raise pytest.Collector.CollectError(problem)
+
+
+def _parametrize(metafunc: pytest.Metafunc) -> None:
     from pytest_deaddir.session import state_of
 
     wanted = _marker_arguments(metafunc.definition)
@@ -36,37 +57,38 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("deaddir_model", "norm_site"), cases, indirect=True)
 
 
+class _MarkerError(Exception):
+    """A ``deaddir`` marker that says what cannot be."""
+
+
 def _marker_arguments(node: Any) -> dict[str, Any]:
     """The keyword arguments of the ``deaddir`` markers, the closest winning."""
     wanted: dict[str, Any] = {}
     for marker in node.iter_markers("deaddir"):
-        if marker.args or marker.kwargs.keys() - {"model", "kind", "role", "level"}:
-            raise pytest.UsageError(f"{node.nodeid}: the deaddir marker takes model, kind, role and level by name")
+        if marker.args or marker.kwargs.keys() - {"model", *_CHOICES}:
+            raise _MarkerError("the deaddir marker takes model, kind, role and level by name")
         wanted = {**marker.kwargs, **wanted}
+    if not isinstance(wanted.get("model", ""), str):
+        raise _MarkerError(f"the deaddir marker's model must be a spec, not {wanted['model']!r}")
+    for name, choices in _CHOICES.items():
+        for value in _listed(wanted.get(name, choices)):
+            if value not in choices:
+                raise _MarkerError(f"the deaddir marker's {name} {value!r} is not one of {', '.join(choices)}")
     return wanted
 
 
 def _subjects(state: State, config: pytest.Config, wanted: dict[str, Any]) -> dict[str, Spec]:
     if "model" not in wanted:
         return state.settings.models
-    from pytest_deaddir.errors import SpecError
     from pytest_deaddir.options import resolve_spec
 
-    try:
-        spec = resolve_spec(wanted["model"], config.rootpath, wanted.get("level"))
-    except SpecError as error:
-        raise pytest.UsageError(str(error)) from None
+    spec = resolve_spec(wanted["model"], config.rootpath, wanted.get("level"))
     return {wanted["model"].replace("::", "-"): spec}
 
 
 def _site_paths(state: State, spec: Spec, wanted: dict[str, Any]) -> Iterator[str]:
     """The norms that a ``norm_site`` test visits. An audit is needed to know them, so it is made now, and kept."""
-    from pytest_deaddir.errors import DeaddirError
-
-    try:
-        audit = state.measurements.audit(spec, _level(state, spec, wanted))
-    except DeaddirError as error:
-        raise pytest.UsageError(f"norm_site: {error}") from None
+    audit = state.measurements.audit(spec, _level(state, spec, wanted))
     for norm in audit.norms:
         if all(norm[column] in _listed(wanted[column]) for column in ("kind", "role") if column in wanted):
             yield norm["path"]
@@ -97,13 +119,19 @@ def deaddir_audit(deaddir_model: Spec, request: pytest.FixtureRequest) -> Audit:
         def test_nothing_is_dead_in_bfloat16(deaddir_audit):
             assert all(norm["dead_coordinate_count"] == 0 for norm in deaddir_audit.norms)
     """
+    from pytest_deaddir.errors import DeaddirError
     from pytest_deaddir.rules import judge
     from pytest_deaddir.session import state_of
 
     state = state_of(request.config)
-    wanted = _marker_arguments(request.node)
-    audit = state.measurements.audit(deaddir_model, _level(state, deaddir_model, wanted))
-    return judge(audit, state.settings.rules)
+    level = _level(state, deaddir_model, _marker_arguments(request.node))
+    try:
+        audit = state.measurements.audit(deaddir_model, level)
+    except DeaddirError as error:
+        problem = str(error)
+    else:  # a copy: what one test does to it must not reach the next, nor the report
+        return judge(copy.deepcopy(audit), state.settings.rules)
+    pytest.fail(problem, pytrace=False)
 
 
 @pytest.fixture(scope="session")

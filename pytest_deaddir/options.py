@@ -50,7 +50,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run audits and how. ``models``: label → spec, in the order given."""
+    """What one run audits and how. ``models``: label → spec, in the order given; ``start``: where pytest was called."""
 
     models: dict[str, Spec]
     level: Level | None
@@ -63,6 +63,7 @@ class Settings:
     rule_paths: tuple[Path, ...]
     reports: tuple[Path, ...]
     only: bool
+    start: Path
 
     def level_of(self, spec: Spec) -> Level:
         """The level asked for; where none was, forward, or read for a bare file, which cannot do more."""
@@ -74,12 +75,15 @@ class Settings:
 
     def rerun(self, spec: Spec, code: str) -> str:
         """The command line that runs one check again."""
-        options: list[tuple[str, Any]] = [("model", spec.text)]
+        text = spec.text
+        if spec.path is not None and (self.start / text).resolve() != spec.path.resolve():  # relative to an ini-file
+            text = str(spec.path.resolve())
+        options: list[tuple[str, Any]] = [("model", text)]
         options += [(name, getattr(self, name)) for name in ("level", "sites", "dtype", "inputs", "samples")]
         options += [("device", None if self.device == "auto" else self.device)]
         options += [("rules", path) for path in self.rule_paths]
         given = [f"--deaddir-{name}={value}" for name, value in options if value is not None]
-        return shlex.join(["pytest", "--deaddir-only", "-k", code, *given])
+        return shlex.join(["pytest", "--deaddir-only", "-k", f"only:{code}", *given])
 
 
 def read_settings(config: pytest.Config) -> Settings:
@@ -131,6 +135,8 @@ def read_settings(config: pytest.Config) -> Settings:
     for report in reports:
         if report.suffix not in FORMATS:
             problems.append(f"--deaddir-report {report.name}: the suffix must be {' or '.join(FORMATS)}")
+        elif report.is_dir():
+            problems.append(f"--deaddir-report {report}: is a folder")
         elif not report.parent.is_dir():
             problems.append(f"--deaddir-report {report}: no such folder")
 
@@ -149,12 +155,14 @@ def read_settings(config: pytest.Config) -> Settings:
         except SpecError as error:
             problems.append(str(error))
             continue
-        label = _label(spec, config.rootpath)
-        if models.get(label) == spec:
+        if any(_same(spec, known) for known in models.values()):
             continue
+        label = _label(spec, config.rootpath)
         while label in models:
             label += "-2"
         models[label] = spec
+    if not models and not problems and any(value(name)[0] for name in ("only", "report")):
+        problems.append("no model to audit: give --deaddir-model=SPEC")
     if problems:
         raise pytest.UsageError(*(f"deaddir: {problem}" for problem in problems))
     return Settings(
@@ -169,28 +177,43 @@ def read_settings(config: pytest.Config) -> Settings:
         rule_paths=tuple(rule_paths),
         reports=tuple(reports),
         only=bool(value("only")[0]),
+        start=config.invocation_params.dir,
     )
 
 
-def keep_out_of_checkpoints(config: pytest.Config) -> None:
-    """Refuse an ini-file that lies in an audited directory, and take the root out of there.
+def in_one_word(config: pytest.Config, parser: pytest.Parser) -> list[str] | None:
+    """The command line to start again with, where pytest took an option's value for the place of the user's project.
 
-    pytest looks for both beside every path-like word of the command line, and at that moment it does not know a
-    plugin's options: ``--deaddir-model DIR`` makes DIR/pytest.ini of a stranger's checkpoint the configuration (its
-    addopts can name a file to run), and puts .pytest_cache into DIR. Raises pytest.UsageError.
+    pytest looks for its ini-file and its root beside every path-like word of the command line, and at that moment it does
+    not know a plugin's options: with ``--deaddir-model DIR``, DIR/pytest.ini of a stranger's checkpoint becomes the
+    configuration (its addopts can name a file to run) and DIR gets a .pytest_cache. ``--deaddir-model=DIR`` is no such
+    word. None where the configuration is above the working directory or a word that is a test's path, as it should be.
     """
-    here = config.invocation_params.dir.resolve()
-    for text in config.known_args_namespace.deaddir_model:
-        model = (here / text).resolve()
-        if not model.is_dir() or here.is_relative_to(model):
-            continue  # whoever stands in the checkpoint's own repository means its configuration
-        if config.inipath is not None and config.inipath.resolve().is_relative_to(model):
-            raise pytest.UsageError(
-                f"deaddir: refused: pytest took its configuration from inside the checkpoint ({config.inipath}); "
-                f"write --deaddir-model={text} in one word, or name your own with -c or --rootdir"
-            )
-        if config.rootpath.resolve().is_relative_to(model):
-            config._rootpath = here  # there is no public way
+    raw = [str(word) for word in config.invocation_params.args]
+    here = config.invocation_params.dir
+    known, _ = parser.parse_known_and_unknown_args(raw)
+    if known.inifilename is not None or known.rootdir is not None:
+        return None
+    meant = [here, *(here / word.split("::")[0] for word in known.file_or_dir)]
+    found = config.rootpath if config.inipath is None else config.inipath.parent
+    if any(_lies_in(path, found) for path in meant):
+        return None
+    joined: list[str] = []
+    words = iter(raw)
+    for word in words:
+        value = next(words, None) if word in _VALUED else None
+        joined.append(word if value is None else f"{word}={value}")
+    return None if joined == raw else joined
+
+
+_VALUED = tuple(f"--deaddir-{name}" for name in ("model", "inputs", "rules", "report"))
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # a word too long for a path, or with a NUL in it, lies nowhere
+        return False
 
 
 def resolve_spec(text: str, base: Path, level: Level | None) -> Spec:
@@ -201,6 +224,13 @@ def resolve_spec(text: str, base: Path, level: Level | None) -> Spec:
     spec = parse_spec(text, base)
     check_level(spec, level or ("read" if spec.highest_level == "read" else "forward"))
     return spec
+
+
+def _same(spec: Spec, other: Spec) -> bool:
+    """Whether two specs name one subject, however they are written."""
+    if spec.path is not None and other.path is not None:
+        return spec.path.resolve() == other.path.resolve()
+    return spec == other
 
 
 def _label(spec: Spec, root: Path) -> str:

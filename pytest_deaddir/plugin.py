@@ -3,7 +3,9 @@ registered beyond options, a marker and fixtures until a model is named."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,18 +26,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    if early_config.known_args_namespace.deaddir_model:
-        from pytest_deaddir.options import keep_out_of_checkpoints
+#: The command line to start again with, where pytest began with somebody else's configuration.
+_RESTART = pytest.StashKey[list[str]]()
 
-        keep_out_of_checkpoints(early_config)
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str], parser: pytest.Parser) -> None:
+    if not any("--deaddir-" in str(word) for word in early_config.invocation_params.args):
+        return
+    from pytest_deaddir.options import in_one_word
+
+    if words := in_one_word(early_config, parser):
+        early_config.stash[_RESTART] = words
+        args[:] = words  # without the addopts of that configuration
+        early_config.known_args_namespace.noconftest = True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    words = config.stash.get(_RESTART, None)
+    if words is None:
+        return None
+    theirs = {str(path) for path in config.getini("pythonpath")}
+    sys.path[:] = [path for path in sys.path if path not in theirs]
+    return int(pytest.main(words, plugins=config.invocation_params.plugins))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARKER)
-    given = any(config.getoption(f"deaddir_{name}") is not None for name in ("model", "level", "report", "rules"))
-    if given or config.getini("deaddir_model"):
+    given = vars(config.option)
+    if any(given[name] is not None for name in given if name.startswith("deaddir_")) or config.getini("deaddir_model"):
         from pytest_deaddir.session import state_of
 
         config.pluginmanager.register(AuditRun(state_of(config)), "deaddir-run")
@@ -64,6 +84,11 @@ class AuditRun:
             models = self.state.settings.models.items()
             report.result = [*others, *(ModelCollector.of(collector, label, spec) for label, spec in models)]
         return report
+
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        from pytest_deaddir.collection import lies_in_a_checkpoint
+
+        return True if lies_in_a_checkpoint(collection_path, self.state.settings) else None
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.state.results.plan([item.nodeid for item in session.items])
@@ -96,7 +121,7 @@ class AuditRun:
         from pytest_deaddir.report.terminal import summary_lines
 
         lines = summary_lines(self.state.results, terminalreporter.verbosity)
-        if lines:
+        if lines and not terminalreporter.config.option.collectonly:
             terminalreporter.section("deaddir", sep="=")
             for line in lines:
                 terminalreporter.write_line(line)

@@ -56,10 +56,6 @@ class Measurements:
         result = self._results.get((spec, level))
         return None if isinstance(result, Exception) else result
 
-    def failed(self, spec: Spec, level: Level) -> bool:
-        """Whether somebody was told already that this audit ends in an error."""
-        return isinstance(self._results.get((spec, level)), Exception)
-
 
 @dataclass
 class ModelResult:

@@ -61,7 +61,7 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "stack": _READ,
         "features": _READ,
         "eps": _FORWARD,
-        "gamma_convention": _FORWARD,  # w | 1+w | none
+        "gamma_convention": _READ,  # w | 1+w | none
         "gamma_source": _READ,  # file | missing | init | none
         "gamma_file": _READ,
         "gamma_offset": _READ,

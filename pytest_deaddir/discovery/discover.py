@@ -117,7 +117,9 @@ def _by_values(module: nn.Module, modules: Mapping[str, nn.Module], trace: Trace
     how = "identity" if any(p.is_meta for p in module.parameters()) else "values"
     stacks = [_stack(chain, found, finals, trace, norm_calls, probes, modules, how) for chain in found]
     stacks.sort(key=lambda stack: (stack.within is not None, trace.by_path[stack.blocks[0]][0].started))
-    closing = {path: why for path, why in finals.values() if path} | ({final: final_how} if final else {})
+    closing = {path: why for path, why in finals.values() if path is not None}
+    if final is not None:
+        closing[final] = final_how
     norms = []
     for path, found_probe in probes.items():
         stack = next((c for c in outer if any(under(path, block.path) for block in c.calls)), None)

@@ -18,7 +18,8 @@ _QK_LIKE = re.compile(r"(^|[._])(q|k|v|query|key|value|q_a|kv_a)_?(layer)?_?(nor
 
 @dataclass(frozen=True)
 class NamedSite:
-    """A norm as names show it. ``gamma``/``beta``: tensor names, None where the files have none."""
+    """A norm as names show it. ``gamma``/``beta``: tensor names, None where the files have none. ``convention``: what makes
+    the stored numbers a scale, ``w`` or ``1+w``; None where nothing tells."""
 
     path: str
     gamma: str | None
@@ -28,6 +29,7 @@ class NamedSite:
     how: str
     role: str
     stack: str | None
+    convention: str | None = "w"
 
 
 def sites_from_names(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from pytest_deaddir.errors import CheckpointError, ModelError, SpecError
+from pytest_deaddir.source import timm
 from pytest_deaddir.source.checkpoint import open_checkpoint
 from pytest_deaddir.source.spec import Spec
 
@@ -63,6 +64,8 @@ def load(spec: Spec, device: str = "auto", dtype: str | None = None) -> Model:
     """
     if spec.form == "random":
         model = _random(spec)
+    elif spec.form == "timm":
+        model = wrap(timm.create(spec))
     elif spec.form == "factory":
         model = _from_factory(spec)
     else:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pytest_deaddir.errors import SpecError
 
-Form = Literal["directory", "safetensors", "gguf", "random", "factory", "hub"]
+Form = Literal["directory", "safetensors", "gguf", "random", "timm", "factory", "hub"]
 
 #: What a directory must hold, one of, to be a checkpoint; safetensors first, as transformers prefers them.
 WEIGHTS = (
@@ -24,12 +24,13 @@ _FORMS = """\
   path/to/checkpoint                     a directory with config.json and its weights
   path/to/file.safetensors               a bare file (read level only); .gguf files too
   random:gpt2?n_layer=4&n_embd=128       random init from a transformers config
+  timm:vit_tiny_patch16_224?depth=4      random init of a timm architecture
   package.module:factory                 a callable returning a module or (module, inputs)
   org/name or org/name@revision          a model on the hub"""
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-_RANDOM = re.compile(r"random:(?P<type>[\w.-]+)(\?(?P<query>.*))?")
+_RANDOM = re.compile(r"(?P<form>random|timm):(?P<type>[\w.-]+)(\?(?P<query>.*))?")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def parse_spec(text: str, base: Path | None = None) -> Spec:
         seed = overrides.pop("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise SpecError(f"{text}: seed must be a whole number, not {seed!r}")
-        return Spec(text, "random", model_type=match["type"], overrides=tuple(overrides.items()), seed=seed)
+        form: Form = "random" if match["form"] == "random" else "timm"
+        return Spec(text, form, model_type=match["type"], overrides=tuple(overrides.items()), seed=seed)
 
     try:
         path = (base or Path()) / Path(text).expanduser()

@@ -9,43 +9,45 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pytest_deaddir.errors import InputsError
+
 IMAGE_SIZE = 224  # where no config states one (fully convolutional models take any)
 FRAMES = 8
 GRID = 4  # merged patches per side of a packed image
 
 
-class InputsError(ValueError):
-    """No inputs could be derived; ``missing`` names the arguments that no rule covers."""
-
-    def __init__(self, missing: Iterable[str], why: str = "no rule builds") -> None:
-        self.missing = sorted(missing)
-        super().__init__(f"{why} {', '.join(self.missing)}")
-
-
 def synthetic_inputs(module: nn.Module, *, batch: int = 2, length: int = 16, seed: int = 0) -> dict[str, Tensor]:
-    """Keyword arguments for one forward pass of ``module``, random but reproducible."""
+    """Keyword arguments for one forward pass of ``module``, random but reproducible.
+
+    Raises :class:`InputsError`, which names the arguments that nothing is known of and says how to pass them.
+    """
     request = _Request(module, batch, length, torch.Generator().manual_seed(seed))
-    inputs: dict[str, Tensor] = {}
-    missing = []
-    for name in _wanted(request):
-        builder = BUILDERS.get(name)
-        value = builder(request) if builder else None
-        if value is None:
-            missing.append(name)
-        else:
-            inputs[name] = value
-    if missing:
-        raise InputsError(missing)
+    made = {name: _built(name, request) for name in _wanted(request)}
+    inputs = {name: value for name, value in made.items() if value is not None}
+    if missing := [name for name in made if name not in inputs]:
+        raise InputsError(
+            f"inputs for {type(module).__name__} cannot be made up: neither its config nor its layers tell what "
+            f"{', '.join(missing)} should be; pass the inputs: a factory (package.module:factory) that returns "
+            f"(module, inputs), with inputs = {{{', '.join(f'{name!r}: …' for name in made)}}}"
+        )
     parameter = next(module.parameters(), None)
     device, dtype = (parameter.device, parameter.dtype) if parameter is not None else (None, None)
     return {name: _placed(value, device, dtype) for name, value in inputs.items()}
+
+
+def _built(name: str, request: _Request) -> Any:
+    """What the argument's builder makes; None where there is none, or the config has not what it asks for."""
+    try:
+        return BUILDERS[name](request)
+    except (KeyError, AttributeError, TypeError, ValueError, IndexError, ArithmeticError, RuntimeError):
+        return None
 
 
 def _placed(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
@@ -272,6 +274,17 @@ def _hidden(request: _Request) -> Tensor | None:
 
 
 # --- images -------------------------------------------------------------------------------------------------
+
+
+def _stated_images(request: _Request) -> Tensor | None:
+    """Images for a timm model, which has no config but states the size that it was designed for."""
+    stated = getattr(request.module, "pretrained_cfg", None) or {}
+    size = stated.get("input_size") if isinstance(stated, Mapping) else getattr(stated, "input_size", None)
+    if not isinstance(size, tuple) or len(size) != 3:
+        return None
+    first = request.first(nn.Conv2d)
+    sides = getattr(getattr(request.module, "patch_embed", None), "img_size", None) or size[1:]  # as built, if it says
+    return request.randn(request.batch, first.in_channels if first is not None else size[0], *sides)
 
 
 def _sides(request: _Request) -> tuple[int, int]:
@@ -647,6 +660,7 @@ BUILDERS: dict[str, Callable[[_Request], Any]] = {
     "bbox": _bbox,
     "pixel_values": _pixel_values,
     "image": _pixel_values,
+    "x": _stated_images,
     "prompt_pixel_values": _pixel_values,
     "prompt_masks": _pixel_values,
     "pixel_values_videos": _videos,

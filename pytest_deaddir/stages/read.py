@@ -19,6 +19,7 @@ from pytest_deaddir.discovery.names import NamedSite, sites_from_names
 from pytest_deaddir.errors import CheckpointError
 from pytest_deaddir.source.checkpoint import Checkpoint, open_checkpoint
 from pytest_deaddir.source.spec import Spec
+from pytest_deaddir.stages.settle import settled
 from pytest_deaddir.tables import Audit, Row, row
 
 #: Predicted and measured bottom singular values that a row keeps.
@@ -35,6 +36,7 @@ def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all") -> Audi
     started = time.perf_counter()
     checkpoint = open_checkpoint(spec)
     named = sites_from_names(checkpoint.floating_shapes(), checkpoint.config, final_only=sites == "final")
+    named = settled(named, checkpoint.config)
     if not named:
         raise CheckpointError(checkpoint.path, f"no norm among its {len(checkpoint.tensors)} tensors: nothing to audit")
     wanted = [name for site in named for name in (site.gamma, site.beta) if name]
@@ -103,7 +105,7 @@ def _site_row(site: NamedSite, checkpoint: Checkpoint, values: dict[str, np.ndar
             "gamma_offset": tensor.offset,
             "gamma_dtype": tensor.dtype,
             "gamma_denormal": _denormal(values[site.gamma], tensor.dtype),
-            **gamma_columns(values[site.gamma], values.get(site.beta or ""), site.kind, dtype, site.role == "final"),
+            **_scale_columns(site, values, dtype),
         }
     return row(
         "norms",
@@ -114,8 +116,19 @@ def _site_row(site: NamedSite, checkpoint: Checkpoint, values: dict[str, np.ndar
         role_how="tensor names",
         stack=site.stack,
         features=site.features,
+        gamma_convention=site.convention,
         **facts,
     )
+
+
+def _scale_columns(site: NamedSite, values: dict[str, np.ndarray], dtype: str) -> Row:
+    """What the stored numbers say, where it is known what makes a scale of them."""
+    assert site.gamma is not None
+    stored, beta = values[site.gamma], values.get(site.beta or "")
+    if site.convention is None:
+        return {"gamma_nonfinite": int(np.count_nonzero(~np.isfinite(stored)))}
+    gamma = stored + 1.0 if site.convention == "1+w" else stored
+    return gamma_columns(gamma, beta, site.kind, dtype, site.role == "final")
 
 
 #: The smallest normal number of each stored dtype; what lies below it is flushed to 0 on many accelerators.

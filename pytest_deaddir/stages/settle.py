@@ -1,0 +1,72 @@
+"""What tensor names leave open, settled by the architecture's own class: built from the config on the meta device, where it
+takes no memory, and its norms probed. Only where transformers is installed, knows the type, and something is open."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pytest_deaddir.discovery.names import NamedSite
+
+
+def settled(sites: list[NamedSite], config: Mapping[str, Any]) -> list[NamedSite]:
+    """``sites`` with kind and convention from the class, and with the norms that the class has and the files lack."""
+    if all(site.kind != "undecided" and site.convention for site in sites):
+        return sites
+    known = _norms_of_class(config)
+    if known is None:
+        return sites
+    class_name, probes = known
+    how = f"{class_name} from config.json, probed on the meta device"
+    decided, met = [], set()
+    for site in sites:
+        path = next((path for path in probes if _same(path, site.path)), None)
+        if path is None:
+            decided.append(site)
+            continue
+        met.add(path)
+        found = probes[path]
+        decided.append(replace(site, kind=found.kind, convention=found.convention, how=how))
+    if met:  # otherwise the names have nothing to do with the class, and nothing can be said of what is missing
+        for path, found in probes.items():
+            if path not in met and found.gamma_parameter:
+                decided.append(
+                    NamedSite(path, None, None, found.features or 0, found.kind, how, "other", None, found.convention)
+                )
+    return decided
+
+
+def _same(path: str, other: str) -> bool:
+    """Whether two paths name one module; either may have a head's or a wrapper's prefix."""
+    return path == other or path.endswith(f".{other}") or other.endswith(f".{path}")
+
+
+def _norms_of_class(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The name of the class that a config names and the probes of its norms by path; None where it cannot be built."""
+    if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+    import transformers
+
+    from pytest_deaddir.discovery.probe import is_vectors_only, probe_alike
+    from pytest_deaddir.source.load import quiet
+
+    names = config.get("architectures")
+    try:
+        with quiet(), torch.device("meta"):
+            made = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+            chosen = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+            module = chosen(made) if chosen else transformers.AutoModel.from_config(made)
+    except (
+        Exception
+    ):  # an unknown type, a config that its own class refuses: then nothing is settled, and that is shown
+        return None
+    children = {
+        path: child
+        for path, child in module.named_modules()
+        if is_vectors_only(child) and next(child.parameters(), None) is not None
+    }
+    probes = {path: probe_alike(child) for path, child in children.items()}
+    return type(module).__name__, {path: found for path, found in probes.items() if found.kind != "other"}

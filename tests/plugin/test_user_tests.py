@@ -1,0 +1,313 @@
+"""The fixtures and the marker in people's own tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from plugin.helpers import GPT2, READ_ITEMS, assert_no_insides, failed, outcomes, text_of
+
+READ = "--deaddir-level=read"
+NORMS = ["transformer.h.0.ln_1", "transformer.h.0.ln_2", "transformer.ln_f"]
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The (spec, level) of every measurement that an in-process run makes."""
+    import pytest_deaddir.api
+
+    calls = []
+    plain = pytest_deaddir.api.measure
+
+    def measure(subject, **options):
+        calls.append((subject.text, options["level"]))
+        return plain(subject, **options)
+
+    monkeypatch.setattr(pytest_deaddir.api, "measure", measure)
+    return calls
+
+
+@pytest.fixture
+def run(pytester):
+    """Run the ordinary tests and not the checks, with these models."""
+
+    def run(*models):
+        given = [f"--deaddir-model={model}" for model in models]
+        return pytester.runpytest_inprocess(*given, READ, "-m", "not deaddir")
+
+    return run
+
+
+def test_an_audit_has_the_tables_and_the_findings(pytester, checkpoint, run):
+    checkpoint(nan="transformer.ln_f")
+    pytester.makepyfile(
+        test_mine="""
+        from pytest_deaddir import Audit
+
+        def test_one(deaddir_audit):
+            assert isinstance(deaddir_audit, Audit)
+            assert deaddir_audit.model["level"] == "read"
+            assert len(deaddir_audit.norms) == 3
+            assert [finding["code"] for finding in deaddir_audit.findings] == ["DD001"]
+            assert deaddir_audit.checks["failed"] == 1
+            assert Audit.from_json(deaddir_audit.to_json()) == deaddir_audit
+        """
+    )
+    assert outcomes(run("m")) == {"test_mine.py::test_one[m]": "passed"}
+
+
+def test_a_test_of_an_audit_runs_once_per_model(pytester, checkpoint, run):
+    checkpoint("a")
+    checkpoint("b", nan="transformer.ln_f")
+    pytester.makepyfile(test_mine="def test_one(deaddir_audit): assert not deaddir_audit.findings")
+    assert outcomes(run("a", "b")) == {"test_mine.py::test_one[a]": "passed", "test_mine.py::test_one[b]": "failed"}
+
+
+def test_the_model_of_a_test_is_at_hand(pytester, checkpoint, run):
+    checkpoint()
+    pytester.makepyfile(test_mine="def test_one(deaddir_model): assert deaddir_model.text == 'm'")
+    assert outcomes(run("m")) == {"test_mine.py::test_one[m]": "passed"}
+
+
+def test_without_a_model_a_test_of_an_audit_is_skipped_and_says_why(pytester):
+    pytester.makepyfile(test_mine="def test_one(deaddir_audit): pass\ndef test_two(norm_site): pass")
+    result = pytester.runpytest_inprocess("-rs")
+    result.assert_outcomes(skipped=2)
+    skips = [line for line in result.outlines if line.startswith("SKIPPED")]
+    assert skips
+    assert all("deaddir" in line for line in skips)
+
+
+def test_a_test_that_names_its_model_needs_no_option(pytester, checkpoint):
+    checkpoint()
+    pytester.makepyfile(
+        test_mine="""
+        import pytest
+
+        @pytest.mark.deaddir(model="m", level="read")
+        def test_one(deaddir_audit):
+            assert deaddir_audit.model["spec"] == "m"
+        """
+    )
+    result = pytester.runpytest_inprocess("--strict-markers")
+    assert result.ret == 0
+    assert outcomes(result) == {"test_mine.py::test_one[m]": "passed"}
+
+
+def test_a_marker_s_path_starts_at_the_root_wherever_pytest_is_called(pytester, checkpoint, monkeypatch):
+    checkpoint()
+    pytester.makeini("[pytest]")
+    pytester.mkdir("below")
+    (pytester.path / "below" / "test_mine.py").write_text(
+        "import pytest\npytestmark = pytest.mark.deaddir(model='m', level='read')\ndef test_one(deaddir_audit): pass\n"
+    )
+    assert pytester.runpytest_inprocess().ret == 0
+    monkeypatch.chdir(pytester.path / "below")
+    assert pytester.runpytest_inprocess().ret == 0
+
+
+def test_the_closest_marker_wins(pytester, checkpoint):
+    checkpoint("a")
+    checkpoint("b")
+    pytester.makepyfile(
+        test_mine="""
+        import pytest
+
+        pytestmark = pytest.mark.deaddir(model="a", role="final")
+
+        @pytest.mark.deaddir(model="b")
+        def test_one(norm_site, deaddir_audit):
+            assert deaddir_audit.model["spec"] == "b"
+            assert norm_site["role"] == "final"
+
+        def test_two(deaddir_audit):
+            assert deaddir_audit.model["spec"] == "a"
+        """
+    )
+    result = pytester.runpytest_inprocess(READ, "test_mine.py")
+    assert list(outcomes(result).values()) == ["passed", "passed"]
+
+
+def test_a_test_of_norms_runs_once_per_norm_and_is_named_by_its_path(pytester, checkpoint, run):
+    checkpoint()
+    pytester.makepyfile(test_mine="def test_one(norm_site): assert norm_site['features'] == 16")
+    assert outcomes(run("m")) == {f"test_mine.py::test_one[{path}]": "passed" for path in NORMS}
+
+
+def test_norms_of_several_models_are_told_apart(pytester, checkpoint, run):
+    checkpoint("a")
+    checkpoint("b", nan="transformer.ln_f")
+    pytester.makepyfile(test_mine="def test_one(norm_site): assert norm_site['gamma_nonfinite'] == 0")
+    result = run("a", "b")
+    assert list(outcomes(result)) == [f"test_mine.py::test_one[{m}-{path}]" for m in "ab" for path in NORMS]
+    assert failed(result) == ["test_mine.py::test_one[b-transformer.ln_f]"]
+
+
+def test_awkward_names_of_models_in_a_marker_do_not_hide_a_failure_from_last_failed(pytester, checkpoint):
+    checkpoint("m[1]@x::y")
+    pytester.makepyfile(
+        test_mine="""
+        import pytest
+
+        @pytest.mark.deaddir(model="m[1]@x::y", level="read")
+        def test_one(deaddir_audit):
+            assert not deaddir_audit.norms
+        """
+    )
+    (nodeid,) = failed(pytester.runpytest_inprocess())
+    again = pytester.runpytest_inprocess("--lf")
+    assert outcomes(again) == {nodeid: "failed"}
+    assert again.ret == 1
+
+
+@pytest.mark.parametrize("fixture", ["deaddir_audit", "norm_site"])
+def test_a_fixture_of_one_s_own_can_ask_for_ours(pytester, checkpoint, run, fixture):
+    checkpoint()
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.fixture
+        def mine({fixture}):
+            return {fixture}
+
+        def test_one(mine):
+            assert mine
+        """
+    )
+    assert set(outcomes(run("m")).values()) == {"passed"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "paths"),
+    [
+        ('role="final"', NORMS[2:]),
+        ('role=["block", "final"]', NORMS),
+        ('kind="layernorm", role="block"', NORMS[:2]),
+        ('kind="layernorm"', NORMS),
+    ],
+)
+def test_the_marker_chooses_norms_by_kind_and_role(pytester, checkpoint, wanted, paths):
+    checkpoint()
+    pytester.makepyfile(
+        test_mine=f"import pytest\n@pytest.mark.deaddir({wanted})\ndef test_one(norm_site): pass",
+    )
+    result = pytester.runpytest_inprocess("--deaddir-model=m", READ, "-k", "test_one")
+    assert list(outcomes(result)) == [f"test_mine.py::test_one[{path}]" for path in paths]
+
+
+def test_a_choice_that_matches_no_norm_is_skipped_and_not_a_pass(pytester, checkpoint):
+    checkpoint()
+    pytester.makepyfile("import pytest\n@pytest.mark.deaddir(kind='rmsnorm')\ndef test_one(norm_site): pass")
+    result = pytester.runpytest_inprocess("--deaddir-model=m", READ, "-k", "test_one")
+    result.assert_outcomes(skipped=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ('"m"', "by name"),
+        ('modle="m"', "by name"),
+        ('model="nothing-here"', "no such model: 'nothing-here'"),
+        ('model="m", level="deep"', "deep"),
+        ('model="m", level="full"', "full"),
+        ("model=7", "model"),
+        ('model="m", level="read", kind="layrnorm"', "layrnorm"),
+        ('model="m", level="read", role="last"', "last"),
+    ],
+)
+@pytest.mark.parametrize("fixture", ["deaddir_audit", "norm_site"])
+def test_wrong_arguments_of_the_marker_are_an_error_that_names_the_test(pytester, checkpoint, arguments, says, fixture):
+    checkpoint()
+    pytester.makepyfile(test_mine=f"import pytest\n@pytest.mark.deaddir({arguments})\ndef test_one({fixture}): pass")
+    result = pytester.runpytest_inprocess()
+    shown = text_of(result)
+    assert result.ret in (1, 2, 4), shown
+    assert "test_mine.py::test_one" in shown
+    assert says in shown
+    assert_no_insides(result)
+
+
+@pytest.mark.parametrize("fixture", ["deaddir_audit", "norm_site"])
+def test_a_checkpoint_that_cannot_be_audited_fails_the_test_with_the_file(pytester, checkpoint, run, fixture):
+    checkpoint(truncated=True)
+    pytester.makepyfile(test_mine=f"def test_one({fixture}): pass")
+    result = run("m")
+    shown = text_of(result)
+    assert result.ret in (1, 2), shown
+    assert "m/model.safetensors: truncated" in shown
+    assert_no_insides(result)
+
+
+def test_a_model_is_measured_once_for_its_items_and_all_tests(pytester, checkpoint, measured):
+    checkpoint()
+    pytester.makepyfile(
+        test_mine="""
+        def test_one(deaddir_audit): pass
+        def test_two(deaddir_audit): pass
+        def test_three(norm_site): pass
+        """
+    )
+    result = pytester.runpytest_inprocess("--deaddir-model=m", READ)
+    assert len(outcomes(result)) == 5 + len(READ_ITEMS)
+    assert measured == [("m", "read")]
+
+
+def test_a_model_that_a_marker_names_as_the_option_does_is_measured_once(pytester, checkpoint, measured):
+    checkpoint()
+    pytester.makepyfile(
+        "import pytest\n@pytest.mark.deaddir(model='m', level='read')\ndef test_one(deaddir_audit): pass"
+    )
+    pytester.runpytest_inprocess("--deaddir-model=m", READ)
+    assert measured == [("m", "read")]
+
+
+def test_an_audit_that_failed_is_not_made_again(pytester, checkpoint, measured):
+    checkpoint(truncated=True)
+    pytester.makepyfile("def test_one(deaddir_audit): pass\ndef test_two(deaddir_audit): pass")
+    result = pytester.runpytest_inprocess("--deaddir-model=m", READ)
+    assert result.ret == 1
+    assert measured == [("m", "read")]
+
+
+def test_several_models_are_measured_once_each(audit, checkpoint, measured):
+    checkpoint("a")
+    checkpoint("b")
+    audit(models=["a", "b"])
+    assert measured == [("a", "read"), ("b", "read")]
+
+
+def test_collecting_without_a_test_of_norms_measures_nothing(audit, checkpoint, measured):
+    checkpoint()
+    audit("--collect-only")
+    audit("-k", "nothing_of_this_name")
+    assert measured == []
+
+
+def test_what_a_test_does_to_its_audit_does_not_reach_the_checks(pytester, checkpoint):
+    checkpoint()
+    pytester.makepyfile("def test_one(deaddir_audit):\n    deaddir_audit.norms[0]['gamma_nonfinite'] = 1")
+    result = pytester.runpytest_inprocess("--deaddir-model=m", READ)
+    assert failed(result) == []
+
+
+def test_norms_in_the_order_and_with_the_values_of_a_forward_pass(pytester, with_torch):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.deaddir(role="final")
+        def test_dead(norm_site):
+            assert norm_site["alignment"] > 0.999
+            assert norm_site["noise_ratio"] < 64
+        """
+    )
+    result = pytester.runpytest_inprocess(f"--deaddir-model={GPT2}", "-k", "test_dead")
+    assert list(outcomes(result).values()) == ["passed"]
+
+
+def test_norm_tests_are_the_same_on_every_worker(pytester, checkpoint):
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed (dependency group test)")
+    checkpoint()
+    pytester.makepyfile("def test_one(norm_site): pass\ndef test_two(deaddir_audit): pass")
+    result = pytester.runpytest_subprocess("--deaddir-model=m", READ, "-n", "2")
+    result.assert_outcomes(passed=len(READ_ITEMS) + len(NORMS) + 1)
