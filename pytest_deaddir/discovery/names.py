@@ -10,7 +10,12 @@ from typing import Any
 #: Last component of a scale's name → the same of its shift (BERT's old names, JAX-born ones and the first GPT-2's too).
 SCALES = {"weight": "bias", "gamma": "beta", "scale": "bias", "g": "b"}
 _NORM_LIKE = re.compile(r"(^|[._])(ln|norm|layernorm|layer_norm)([._\d]|$)|norm$|LayerNorm$", re.IGNORECASE)
-_EMBEDDING_LIKE = re.compile(r"embed|wte|wpe", re.IGNORECASE)
+#: A scale alone may also be a LayerScale, a gate or rotary factors; of the norms of 555 architectures two do not say so.
+_SAYS_NORM = re.compile(r"norm|rms|(^|[._\d])ln\d*([._]|$)", re.IGNORECASE)
+_EMBEDDING_LIKE = re.compile(r"embe?d|wte|wpe", re.IGNORECASE)  # token_embd_norm in GGUF
+#: Families whose closing norm bears the embedding's name.
+_EMBEDDING_NORM_CLOSES = re.compile(r"lfm2", re.IGNORECASE)
+_ENCODER = re.compile(r"(^|\.)enc(oder)?\.")
 _HEAD_LIKE = re.compile(r"(^|\.)(cls|lm_head|pooler|classifier|head)\.")
 _IN_LIST = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 _QK_LIKE = re.compile(r"(^|[._])(q|k|v|query|key|value|q_a|kv_a)_?(layer)?_?(norm|ln)", re.IGNORECASE)
@@ -32,6 +37,8 @@ _ONE_PLUS: dict[str, re.Pattern[str] | None] = {
 }
 #: Model types whose config has rms_norm_eps and whose norms are LayerNorms without a shift, some or all of them.
 _CENTRED = {"pe_audio", "pe_audio_encoder", "cohere2_moe", "gemma4_audio"}
+#: What an eps in the metadata of a GGUF file says of the norms without a shift.
+_GGUF_EPS = {"layer_norm_rms_epsilon": "rmsnorm", "layer_norm_epsilon": "layernorm"}
 #: As _ONE_PLUS, for LayerNorms with a shift.
 _ONE_PLUS_WITH_SHIFT = {"nemotron", "videoprism", "videoprism_text_model", "videoprism_vision_model"}
 
@@ -58,8 +65,9 @@ def sites_from_names(
     """Every norm among ``shapes`` (tensor name → shape), in natural order, with one of them ``final`` where any is.
 
     ``final_only``: that one alone, where there is one.
-    A scale is a vector called weight, gamma, scale or g; vectors with running statistics beside them belong to a
-    BatchNorm. A shift whose scale the files lack is a site too, with ``gamma`` None, if its module is named as a norm.
+    A scale is a vector called weight, gamma, scale or g with a shift beside it, or in a module that is named as a norm;
+    vectors with running statistics beside them belong to a BatchNorm. A shift whose scale the files lack is a site too,
+    with ``gamma`` None, if its module is named as a norm.
     """
     found: dict[str, tuple[str | None, str | None, int]] = {}
     for name, shape in shapes.items():
@@ -68,7 +76,10 @@ def sites_from_names(
             continue
         if last in SCALES and f"{path}.running_var" not in shapes:
             beta = f"{path}.{SCALES[last]}"
-            found[path] = (name, beta if shapes.get(beta) == shape else None, shape[0])
+            if shapes.get(beta) == shape:
+                found[path] = (name, beta, shape[0])
+            elif _SAYS_NORM.search(path):
+                found[path] = (name, None, shape[0])
         elif last in SCALES.values() and _NORM_LIKE.search(path):
             scales = [f"{path}.{scale}" for scale, shift in SCALES.items() if shift == last]
             if not any(scale in shapes for scale in scales):
@@ -102,6 +113,10 @@ def _kind(gamma: str | None, beta: str | None, config: Mapping[str, Any]) -> tup
     settles it only by ``rms_norm_eps``, since T5, whose norms are RMSNorms, calls its eps ``layer_norm_epsilon``."""
     if beta is not None:
         return "layernorm", "shift beside the scale" if gamma else "shift without a scale"
+    if "general.architecture" in config:  # the metadata of a GGUF file, where the eps' key says which it is
+        said = [name for name in _GGUF_EPS if f"{config['general.architecture']}.attention.{name}" in config]
+        kind = _GGUF_EPS[said[0]] if len(said) == 1 else "undecided"
+        return kind, f"scale alone, {' and '.join(said) or 'no eps'} in the metadata"
     if any("rms_norm_eps" in section for section in _sections(config)) and not _model_types(config) & _CENTRED:
         return "rmsnorm", "scale alone, rms_norm_eps in config.json"
     return "undecided", "scale alone"
@@ -109,6 +124,8 @@ def _kind(gamma: str | None, beta: str | None, config: Mapping[str, Any]) -> tup
 
 def _convention(path: str, beta: str | None, config: Mapping[str, Any]) -> str | None:
     """``w`` or ``1+w``; None for a scale alone of which no config says the model's type."""
+    if "general.architecture" in config:  # llama.cpp's converter adds the 1
+        return "w"
     types = _model_types(config)
     if beta is not None:
         return "1+w" if types & _ONE_PLUS_WITH_SHIFT else "w"
@@ -144,10 +161,12 @@ def final_path(
     Right on 88 % of 481 models with a known answer, so only for where no forward pass can say.
     """
     width = _width(config or {}, list(features.values()))
-    candidates = [path for path in paths if features[path] == width and not _EMBEDDING_LIKE.search(path)]
+    names = (config or {}).get("architectures")
+    named = isinstance(names, list) and any(_EMBEDDING_NORM_CLOSES.match(str(name)) for name in names)
+    candidates = [path for path in paths if features[path] == width and (named or not _EMBEDDING_LIKE.search(path))]
     outside = [path for path in candidates if not _IN_LIST.search(path) and not _HEAD_LIKE.search(path)]
-    if outside:
-        return max(outside, key=natural_key)
+    if outside:  # of an encoder's and a decoder's the decoder's
+        return max(outside, key=lambda path: (not _ENCODER.search(path), natural_key(path)))
     blocks = [path for path in candidates if _IN_LIST.search(path) and not _QK_LIKE.search(path)]
     return max(blocks, key=lambda path: (natural_key(_block_of(path)), natural_key(path)), default=None)
 

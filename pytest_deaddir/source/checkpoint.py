@@ -108,7 +108,7 @@ def open_checkpoint(spec: Spec) -> Checkpoint:
     if spec.form == "safetensors":
         return _from_safetensors(path, {}, [path])
     if spec.form == "gguf":
-        raise SpecError(f"{spec.text}: GGUF files are audited at --deaddir-level forward, not read by themselves yet")
+        return _from_gguf(path)
 
     config = read_json(_own(path, "config.json"))
     weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
@@ -177,9 +177,16 @@ def _shards(index: Path) -> list[Path]:
     """The files that an index names."""
     names = shard_names(read_json(_own(index.parent, index.name)), index)
     for name in names:
-        if not (index.parent / name).is_file():
-            raise CheckpointError(index, f"weight_map names {name!r}, which is not there")
+        if not _is_there(index.parent / name):
+            raise CheckpointError(index, f"weight_map names {name[:120]!r}, which is not there")
     return [_own(index.parent, name) for name in names]
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name too long for the file system
+        return False
 
 
 def shard_names(document: dict[str, Any], index: Path) -> list[str]:
@@ -198,6 +205,20 @@ def _from_safetensors(path: Path, config: dict[str, Any], files: list[Path]) -> 
     checkpoint = Checkpoint(path, config)
     for file in files:
         checkpoint.add(read_header(file))
+    return checkpoint
+
+
+def _from_gguf(path: Path) -> Checkpoint:
+    """One file, or all parts of a model, whichever of them is named; the first part has the metadata."""
+    from pytest_deaddir.source.gguf import gguf_config, gguf_parts, read_gguf
+
+    _, metadata, _ = read_gguf(path)
+    checkpoint = Checkpoint(path, {})
+    for name in gguf_parts(path, metadata):
+        part = path if name == path.name else _own(path.parent, name)
+        tensors, metadata, digest = read_gguf(part)
+        checkpoint.config = checkpoint.config or gguf_config(metadata)
+        checkpoint.add(Header(tensors, digest, ()))
     return checkpoint
 
 

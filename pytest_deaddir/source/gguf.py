@@ -92,12 +92,13 @@ def parse_gguf(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, StoredT
 def gguf_config(metadata: dict[str, Any]) -> dict[str, Any]:
     """What a config.json would say of the norms: architecture, width and eps.
 
-    The eps' own keys are kept beside: in GGUF, unlike in config.json, they say what kind the norms without a shift are.
+    The architecture's and the eps' own keys are kept beside: the first says that this is GGUF, so that all scales are stored
+    as they are multiplied; the others, unlike an eps in config.json, what kind the norms without a shift are.
     """
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         return {}
-    config: dict[str, Any] = {"architectures": [architecture]}
+    config: dict[str, Any] = {"general.architecture": architecture, "architectures": [architecture]}
     width = metadata.get(f"{architecture}.embedding_length")
     if type(width) is int:
         config["hidden_size"] = width

@@ -43,7 +43,7 @@ def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all") -> Audi
     values: dict[str, np.ndarray] = {}
     for tensor, array in checkpoint.read(wanted):
         values[tensor.name] = array
-    run_dtype = dtype or checkpoint.dtype
+    run_dtype = dtype or ("float32" if spec.form == "gguf" else checkpoint.dtype)  # ggml's norms compute in float32
     if run_dtype not in UNIT_ROUNDOFF:  # F8 and packed weights are computed in bfloat16
         run_dtype = "bfloat16"
     norms = [_site_row(site, checkpoint, values, run_dtype) for site in named]
@@ -127,7 +127,8 @@ def _scale_columns(site: NamedSite, values: dict[str, np.ndarray], dtype: str) -
     stored, beta = values[site.gamma], values.get(site.beta or "")
     if site.convention is None:
         return {"gamma_nonfinite": int(np.count_nonzero(~np.isfinite(stored)))}
-    gamma = stored + 1.0 if site.convention == "1+w" else stored
+    gamma = _rounded(stored, dtype) + (1.0 if site.convention == "1+w" else 0.0)  # which is added in float32 or better
+    beta = None if beta is None else _rounded(beta, dtype)
     return gamma_columns(gamma, beta, site.kind, dtype, site.role == "final")
 
 
@@ -143,10 +144,8 @@ def _denormal(gamma: np.ndarray, dtype: str) -> int:
 def gamma_columns(gamma: np.ndarray, beta: np.ndarray | None, kind: str, dtype: str, final: bool) -> Row:
     """What a scale says of its norm: its profile, and where it is finite what is predicted of the output in ``dtype``.
 
-    ``gamma``, ``beta``: (d,) float64 as stored; they are rounded to ``dtype`` first, since that is what is multiplied.
+    ``gamma``, ``beta``: (d,) float64, effective, of parameters in ``dtype``.
     """
-    gamma = _rounded(gamma, dtype)
-    beta = None if beta is None else _rounded(beta, dtype)
     finite = np.isfinite(gamma)
     columns: Row = {"gamma_nonfinite": int(gamma.size - np.count_nonzero(finite))}
     if finite.any():
