@@ -198,6 +198,11 @@ def in_one_word(config: pytest.Config, parser: pytest.Parser) -> list[str] | Non
     found = config.rootpath if config.inipath is None else config.inipath.parent
     if any(_lies_in(path, found) for path in meant):
         return None
+    if any(word.startswith("-p") for word in config.getini("addopts")):  # pytest has imported that plugin already
+        raise pytest.UsageError(
+            f"deaddir: refused: pytest began with the configuration in {found}, whose addopts load a plugin; "
+            "write options and values in one word, --deaddir-model=PATH"
+        )
     joined: list[str] = []
     words = iter(raw)
     for word in words:

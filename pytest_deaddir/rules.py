@@ -3,6 +3,7 @@ stranger's checkpoint, so there are no expressions and nothing in it is ever run
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import tomllib
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_deaddir.errors import RuleError
-from pytest_deaddir.tables import COLUMNS, LEVELS, Audit, Level, Row
+from pytest_deaddir.tables import COLUMNS, LEVELS, NOT_NUMBERS, Audit, Level, Row
 
 SEVERITIES = ("error", "warning", "info")
 _REQUIRED = {"code", "name", "severity", "table", "require", "message", "summary"}
@@ -162,9 +163,8 @@ def _condition_problems(document: dict[str, Any], columns: dict[str, Level]) -> 
             if column not in columns:
                 yield f"{part}: table {document['table']} has no column {column!r}"
             elif part == "where":
-                if not all(isinstance(v, (str, int, float)) for v in condition if isinstance(condition, list)) or (
-                    isinstance(condition, dict)
-                ):
+                values = condition if isinstance(condition, list) else [condition]
+                if not values or not all(isinstance(value, (str, int, float)) for value in values):
                     yield f"where: {column} must be a value or a list of values"
             elif not isinstance(condition, dict) or not condition:
                 yield f"require: {column} must be a table with {', '.join(_OPERATORS)}"
@@ -176,6 +176,10 @@ def _condition_problems(document: dict[str, Any], columns: dict[str, Level]) -> 
                         isinstance(limit, bool) or not isinstance(limit, (int, float))
                     ):
                         yield f"require: {column}: {operator} must be a number, not {limit!r}"
+                    elif operator in ("min", "max") and not math.isfinite(limit):
+                        yield f"require: {column}: {operator} must be finite, not {limit!r}"
+                    elif operator in ("min", "max") and column in NOT_NUMBERS:
+                        yield f"require: {column}: {operator} is for numbers, and this column holds none"
                     elif operator == "empty" and not isinstance(limit, bool):
                         yield f"require: {column}: empty must be true or false, not {limit!r}"
                     elif operator == "in" and not isinstance(limit, list):

@@ -32,6 +32,7 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "norm_eps": _READ,  # the smallest that config.json gives
         "duplicate_tensors": _READ,
         "differing_weights": _READ,  # other sets of weights beside the one that was read, unlike it
+        "uncompared_weights": _READ,  # sets of weights beside it that torch would have to open
         "unsafe_names": _READ,  # tensor names with control, invisible or markup characters, or that are paths
         "orphan_tensors": _FORWARD,  # in the files, and no module takes them
         "orphan_norms": _FORWARD,  # those of them that are scales of norms
@@ -54,15 +55,16 @@ COLUMNS: dict[str, dict[str, Level]] = {
     "norms": {
         "path": _READ,
         "class": _FORWARD,
+        "kind_agrees": _FORWARD,  # whether the module is of the kind that the files' names say, where they say any
         "kind": _READ,  # layernorm | rmsnorm | other | undecided
         "how": _READ,  # the evidence for the kind
-        "role": _READ,  # final | block | qk | embedding | other
+        "role": _READ,  # final | block | qk | embedding | pooler | other
         "role_how": _READ,
         "stack": _READ,
         "features": _READ,
         "eps": _FORWARD,
-        "gamma_convention": _READ,  # w | 1+w | none
-        "gamma_source": _READ,  # file | missing | init | none
+        "gamma_convention": _READ,  # w | 1+w | none | fitted
+        "gamma_source": _READ,  # file | missing | module | none
         "gamma_file": _READ,
         "gamma_offset": _READ,
         "gamma_dtype": _READ,
@@ -111,6 +113,38 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "pinpoint_overlap": _FULL,
     },
 }
+
+
+#: Columns that hold text, lists or flags: no limit of theirs is a minimum or a maximum.
+NOT_NUMBERS = frozenset(
+    (
+        *("spec", "revision", "fingerprint", "architecture", "normalisation", "level", "dtype", "device", "versions"),
+        *(
+            "duplicate_tensors",
+            "differing_weights",
+            "uncompared_weights",
+            "unsafe_names",
+            "orphan_tensors",
+            "orphan_norms",
+        ),
+        *(
+            "inputs",
+            "inputs_source",
+            "seconds",
+            "path",
+            "class",
+            "kind_agrees",
+            "kind",
+            "how",
+            "role",
+            "role_how",
+            "stack",
+        ),
+        *("gamma_convention", "gamma_source", "gamma_file", "gamma_dtype", "unmeasured", "consumers", "readable"),
+        *("predicted_dead_coordinates", "predicted_bottom", "bottom_singular_values"),
+        *("pinpoint_site", "pinpoint_coordinates"),
+    )
+)
 
 
 def row(table: str, **values: Any) -> Row:

@@ -14,7 +14,7 @@ def direction(gamma: np.ndarray) -> np.ndarray:
     """v = γ⁻¹/‖γ⁻¹‖, the direction in which a LayerNorm's output never varies.
 
     ``gamma``: (d,), finite, without zeros, in any unit: v does not depend on its scale. Returns (d,) float64.
-    Computed as min|γ|/γᵢ, since 1/γᵢ overflows where γᵢ is as small as trained checkpoints have it (4.8e-33).
+    Computed as min|γ|/γᵢ, whose norm cannot overflow however small trained scales are (4.8e-33 was seen, and denormals).
     Raises ValueError on a zero or non-finite entry.
     """
     gamma = _finite(gamma)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pytest_deaddir.session import ModelResult, Results
     from pytest_deaddir.tables import Row
 
-_OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in": "in", "empty": "empty"}
+_OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in": "in"}
 
 
 def header(settings: Settings) -> list[str]:
@@ -39,8 +39,14 @@ def finding_lines(finding: Row) -> Iterator[str]:
     yield f"{finding['code']} {finding['name']} ({finding['severity']}): {escaped(finding['message'])}"
     yield f"  site      {escaped(finding['path'])}"
     for column, value in finding["measured"].items():
-        limits = " and ".join(f"{_OPERATOR_SIGNS[op]} {limit}" for op, limit in finding["limit"][column].items())
+        limits = " and ".join(_limit(op, limit) for op, limit in finding["limit"][column].items())
         yield f"  measured  {column} = {_number(value)}, must be {limits}"
+
+
+def _limit(operator: str, limit: Any) -> str:
+    if operator == "empty":
+        return "empty" if limit else "not empty"
+    return f"{_OPERATOR_SIGNS[operator]} {limit}"
 
 
 def summary_lines(results: Results, verbosity: int) -> list[str]:

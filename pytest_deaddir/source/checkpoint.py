@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,7 +41,8 @@ class Checkpoint:
 
     ``reader``: gives the values and the bytes of stored tensors. ``revision``: the hub's commit, if any. ``traffic``: what
     was asked of a server, where one was. ``duplicates``: names of tensors that the files hold more than once.
-    ``differing``: other sets of weights in the directory that are not the same as the one that is read.
+    ``differing``: other sets of weights in the directory that are not the same as the one that is read; ``uncompared``:
+    those that would take torch to open.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class Checkpoint:
     traffic: Traffic | None = None
     duplicates: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
+    uncompared: list[str] = field(default_factory=list)
     _digest: Any = field(default_factory=hashlib.sha256, repr=False)
 
     def add(self, header: Header) -> None:
@@ -118,7 +122,12 @@ def open_checkpoint(spec: Spec) -> Checkpoint:
     opened = _from_safetensors if files[0].suffix == ".safetensors" else _from_pickles
     checkpoint = opened(path, config, files)
     checkpoint.revision = revision
-    checkpoint.differing = [other for other in _others(path, weights) if _differs(checkpoint, path / other)]
+    for other in _others(path, weights):
+        differs = _differs(checkpoint, path / other)
+        if differs is None:
+            checkpoint.uncompared.append(other)
+        elif differs:
+            checkpoint.differing.append(other)
     return checkpoint
 
 
@@ -127,15 +136,20 @@ def _others(path: Path, weights: Path) -> list[str]:
     return [name for name in WEIGHTS if (path / name).is_file() and name != weights.name]
 
 
-def _differs(checkpoint: Checkpoint, other: Path) -> bool:
-    """Whether another set of weights holds other tensors or other norms. What cannot be opened here counts as different."""
+def _differs(checkpoint: Checkpoint, other: Path) -> bool | None:
+    """Whether another set of weights holds other tensors or other vectors, or cannot be opened.
+
+    None for a .bin at the read level: opening it would import torch, which the read level does without.
+    """
+    if ".bin" in other.name and "torch" not in sys.modules:
+        return None
     try:
-        files = _shards(other) if other.suffix == ".json" else [other]
+        files = _shards(other) if other.suffix == ".json" else [_own(other.parent, other.name)]
         opened = _from_safetensors if files[0].suffix == ".safetensors" else _from_pickles
         second = opened(other.parent, {}, files)
-        vectors = [name for name, shape in checkpoint.floating_shapes().items() if len(shape) == 1]
         if {n: t.shape for n, t in second.tensors.items()} != {n: t.shape for n, t in checkpoint.tensors.items()}:
             return True
+        vectors = [name for name, shape in checkpoint.floating_shapes().items() if len(shape) == 1]
         pairs = zip(_in_order(checkpoint, vectors), _in_order(second, vectors), strict=True)
         return not all(np.array_equal(mine, theirs, equal_nan=True) for mine, theirs in pairs)
     except (CheckpointError, SpecError, ValueError):
@@ -267,7 +281,8 @@ def _is_zip(path: Path) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+    """The first sentence: torch's go on to advise loading with weights_only=False."""
+    return re.split(r"\.\s|\n", str(error).strip())[0][:200] or type(error).__name__
 
 
 def _downloaded(spec: Spec) -> tuple[Path, str]:

@@ -30,6 +30,7 @@ _FROM_FILES = (
     "norm_eps",
     "duplicate_tensors",
     "differing_weights",
+    "uncompared_weights",
     "unsafe_names",
 )
 
@@ -189,6 +190,7 @@ def _site_row(site: NormSite, model: Model, tap: Tap | None, stored: Row | None)
         path=site.path,
         **{"class": site.class_name},
         kind=site.kind,
+        kind_agrees=None if stored is None or stored["kind"] == "undecided" else stored["kind"] == site.kind,
         how="probe",
         role=site.role,
         role_how=site.how,

@@ -36,7 +36,7 @@ def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all") -> Audi
     started = time.perf_counter()
     checkpoint = open_checkpoint(spec)
     named = sites_from_names(checkpoint.floating_shapes(), checkpoint.config, final_only=sites == "final")
-    named = settled(named, checkpoint.config)
+    named = settled(named, checkpoint.config, len(checkpoint.tensors))
     if not named:
         raise CheckpointError(checkpoint.path, f"no norm among its {len(checkpoint.tensors)} tensors: nothing to audit")
     wanted = [name for site in named for name in (site.gamma, site.beta) if name]
@@ -60,6 +60,7 @@ def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all") -> Audi
         norm_eps=_norm_eps(checkpoint.config),
         duplicate_tensors=sorted(checkpoint.duplicates),
         differing_weights=checkpoint.differing,
+        uncompared_weights=checkpoint.uncompared,
         unsafe_names=sorted(name for name in checkpoint.tensors if _is_unsafe(name)),
         bytes_read=checkpoint.traffic.bytes if checkpoint.traffic else None,
         requests=checkpoint.traffic.requests if checkpoint.traffic else None,

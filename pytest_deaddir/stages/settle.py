@@ -11,11 +11,14 @@ from typing import Any
 from pytest_deaddir.discovery.names import NamedSite
 
 
-def settled(sites: list[NamedSite], config: Mapping[str, Any]) -> list[NamedSite]:
-    """``sites`` with kind and convention from the class, and with the norms that the class has and the files lack."""
+def settled(sites: list[NamedSite], config: Mapping[str, Any], tensors: int) -> list[NamedSite]:
+    """``sites`` with kind and convention from the class, and with the norms that the class has and the files lack.
+
+    ``tensors``: how many the files have. A config that describes more layers than that is not built.
+    """
     if all(site.kind != "undecided" and site.convention for site in sites):
         return sites
-    known = _norms_of_class(config)
+    known = None if _is_oversized(config, tensors) else _norms_of_class(config, {site.features for site in sites})
     if known is None:
         return sites
     class_name, probes = known
@@ -38,13 +41,26 @@ def settled(sites: list[NamedSite], config: Mapping[str, Any]) -> list[NamedSite
     return decided
 
 
+def _is_oversized(config: Mapping[str, Any], tensors: int) -> bool:
+    """Whether a config would keep us building: no model has more layers, or as many experts, as its files have tensors."""
+    inner = [value for value in config.values() if isinstance(value, dict)]
+    most = {"layer": tensors, "depth": tensors, "block": tensors, "expert": max(tensors, 4096)}
+    for section in [config, *inner]:
+        for key, value in section.items():
+            limit = next((limit for part, limit in most.items() if part in key), None)
+            if limit is not None and type(value) is int and value > limit and "dim" not in key and "size" not in key:
+                return True
+    return False
+
+
 def _same(path: str, other: str) -> bool:
     """Whether two paths name one module; either may have a head's or a wrapper's prefix."""
     return path == other or path.endswith(f".{other}") or other.endswith(f".{path}")
 
 
-def _norms_of_class(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The name of the class that a config names and the probes of its norms by path; None where it cannot be built."""
+def _norms_of_class(config: Mapping[str, Any], widths: set[int]) -> tuple[str, dict[str, Any]] | None:
+    """The name of the class that a config names and the probes of its norms of the given widths by path; None where it
+    cannot be built."""
     if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
         return None
     import torch
@@ -66,7 +82,7 @@ def _norms_of_class(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | N
     children = {
         path: child
         for path, child in module.named_modules()
-        if is_vectors_only(child) and next(child.parameters(), None) is not None
+        if is_vectors_only(child) and any(parameter.numel() in widths for parameter in child.parameters())
     }
     probes = {path: probe_alike(child) for path, child in children.items()}
     return type(module).__name__, {path: found for path, found in probes.items() if found.kind != "other"}

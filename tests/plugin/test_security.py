@@ -133,6 +133,14 @@ def test_two_words_of_another_option_that_lead_to_a_configuration_run_nothing_of
     assert_no_insides(result)
 
 
+def test_a_configuration_that_loads_a_plugin_is_refused_since_pytest_has_loaded_it(pytester, stranger):
+    stranger.ini("addopts = -p json.tool")
+    result = pytester.runpytest_inprocess("--deaddir-model", "../theirs", "--deaddir-level=read")
+    assert result.ret == 4
+    assert "whose addopts load a plugin" in text_of(result)
+    assert stranger.ran() == []
+
+
 def test_one_own_configuration_stays_in_force(pytester, stranger, work):
     stranger.ini("addopts = ../theirs/evil_test.py")
     (work / "pytest.ini").write_text("[pytest]\ndeaddir_level = read\n")

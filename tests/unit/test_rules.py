@@ -28,9 +28,10 @@ def audit_of(*norms, level="read"):
 def test_the_shipped_catalogue_loads_and_every_rule_has_its_page():
     rules = load_rules([shipped_rules()])
     assert [rule.code for rule in rules] == [
-        *(f"DD{n:03}" for n in range(1, 11)),
+        *(f"DD{n:03}" for n in range(1, 12)),
         "DD101",
         "DD201",
+        "DD202",
         "DD901",
     ]
     for rule in rules:
@@ -105,6 +106,9 @@ def test_a_rule_needs_the_highest_level_of_its_columns(tmp_path):
         ("max = 50", "maximum = 50", "no operator 'maximum'"),
         ("max = 50", 'max = "50"', "must be a number"),
         ("max = 50", "max = true", "must be a number"),
+        ("max = 50", "max = nan", "must be finite"),
+        ("gamma_max = { max = 50 }", "path = { min = 2 }", "is for numbers"),
+        ('kind = ["layernorm", "rmsnorm"]', "kind = { min = 1 }", "a value or a list"),
         ("{ gamma_max = { max = 50 } }", "{}", "could not fail"),
         ("{path}", "{path.__class__}", "no column 'path.__class__'"),
         ("{path}", "{path!r:>99999}", "not a format"),
@@ -150,7 +154,7 @@ def test_judging_counts_what_could_be_judged():
         {"path": "a", "kind": "layernorm", "role": "final", "gamma_nonfinite": 2, "gamma_source": "file"},
     )
     judged = judge(audit, load_rules([shipped_rules()]))
-    assert judged.checks == {"planned": 8, "run": 2, "passed": 1, "failed": 1, "warned": 0, "skipped": 6}
+    assert judged.checks == {"planned": 9, "run": 2, "passed": 1, "failed": 1, "warned": 0, "skipped": 7}
     assert [finding["code"] for finding in judged.findings] == ["DD001"]
 
 

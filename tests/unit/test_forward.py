@@ -1,0 +1,120 @@
+"""The forward stage on small models whose answer is known, healthy and with planted defects."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_deaddir import audit
+from pytest_deaddir.errors import InputsError, ModelError
+from pytest_deaddir.rules import judge, load_rules, shipped_rules
+from pytest_deaddir.source.load import load
+from pytest_deaddir.source.spec import parse_spec
+from pytest_deaddir.stages.forward import forward_stage
+from pytest_deaddir.stages.read import read_stage
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RULES = load_rules([shipped_rules()])
+
+
+def final(audited):
+    [norm] = [norm for norm in audited.norms if norm["role"] == "final"]
+    return norm
+
+
+def codes(audited):
+    return [(finding["code"], finding["path"]) for finding in audited.findings]
+
+
+class Centreless(nn.LayerNorm):
+    """A LayerNorm whose kernel forgot the mean."""
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight + self.bias
+
+
+def test_a_layernorm_that_no_longer_centres_is_told_from_what_the_file_stores():
+    spec = parse_spec(str(EXAMPLES / "tiny-gpt2"))
+    stored, model = read_stage(spec), load(spec)
+    healthy = model.module.transformer.ln_f
+    model.module.transformer.ln_f = Centreless(128)
+    model.module.transformer.ln_f.load_state_dict(healthy.state_dict())
+    audited = judge(forward_stage(model, stored, spec=spec.text), RULES)
+    assert codes(audited) == [("DD202", "transformer.ln_f")]
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_the_shipped_checkpoints_are_healthy_in_every_dtype(name, dtype):
+    audited = audit(EXAMPLES / name, dtype=dtype)
+    assert codes(audited) == []
+    assert audited.model["samples_per_width"] >= 4
+    assert all(norm["kind_agrees"] for norm in audited.norms)
+    assert audited.checks["run"] + audited.checks["skipped"] == audited.checks["planned"]
+
+
+def test_a_module_of_ones_own_with_its_inputs():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 16), nn.LayerNorm(16))
+    audited = audit(module, inputs=torch.randn(200, 8))
+    norm = final(audited)
+    assert (norm["path"], norm["kind"], norm["gamma_source"]) == ("3", "layernorm", "module")
+    assert norm["noise_ratio"] <= 64
+    assert norm["alignment"] > 0.9999
+    assert audited.model["inputs_source"] == "own"
+
+
+def test_a_module_that_is_itself_a_norm():
+    audited = audit(nn.LayerNorm(16), inputs=torch.randn(200, 16, generator=torch.Generator().manual_seed(0)))
+    assert final(audited)["path"] == ""
+    assert audited.checks["failed"] == 0
+
+
+def test_batches_add_up():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16))
+    rows = torch.randn(200, 8)
+    whole, parts = audit(module, inputs=rows), audit(module, inputs=list(rows.split(64)))
+    assert final(parts)["samples"] == 200
+    assert final(parts)["bottom_singular_values"][1:] == pytest.approx(final(whole)["bottom_singular_values"][1:])
+
+
+def test_too_few_rows_are_an_error_that_says_how_many():
+    with pytest.raises(InputsError, match="at least 17 are needed"):
+        audit(nn.LayerNorm(16), inputs=torch.randn(16, 16))
+
+
+def test_collapsed_activations_are_not_measured():
+    audited = audit(nn.Sequential(nn.Identity(), nn.LayerNorm(16)), inputs=torch.ones(99, 1) * torch.randn(16))
+    assert "collapsed" in final(audited)["unmeasured"]
+    assert final(audited)["alignment"] is None
+
+
+def test_nan_activations_are_not_measured():
+    audited = audit(nn.LayerNorm(16), inputs=torch.full((99, 16), float("nan")))
+    assert final(audited)["unmeasured"] == "its activations are not finite"
+
+
+def test_a_module_without_a_norm_is_an_error():
+    with pytest.raises(ModelError, match="nothing to audit"):
+        audit(nn.Linear(4, 4), inputs=torch.randn(9, 4))
+
+
+def test_a_module_without_inputs_says_how_to_give_them():
+    with pytest.raises(InputsError, match=r"package\.module:factory"):
+        audit(nn.LayerNorm(16))
+
+
+def test_the_module_is_left_as_it_was():
+    module = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.LayerNorm(16)).train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    audit(module, inputs=torch.randn(200, 8))
+    assert all(child.training for child in module.modules())
+    assert not any(child._forward_hooks for child in module.modules())
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_two_runs_give_the_same_tables():
+    first, second = (audit("random:gpt2?n_layer=1&n_embd=32&n_head=2&vocab_size=64") for _ in range(2))
+    assert first.norms == second.norms
