@@ -242,7 +242,7 @@ VALUES = st.one_of(
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
         max_leaves=5,
     ),
-)
+).map(copy.deepcopy)  # some are changed later
 
 
 def places(document):
