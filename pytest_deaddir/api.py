@@ -71,6 +71,7 @@ def measure(
 
     from pytest_deaddir.source.load import load, placed, wrap
     from pytest_deaddir.stages.forward import forward_stage
+    from pytest_deaddir.stages.read import read_stage
 
     if not isinstance(subject, Spec):
         if level == "read":
@@ -80,7 +81,7 @@ def measure(
             model = placed(model, device or "cpu", dtype)
         return forward_stage(model, None, spec=model.name, inputs=inputs, samples=samples, seed=seed)
     started = time.perf_counter()
-    parameters = read(subject, dtype=dtype, sites="all") if subject.has_files else None
+    parameters = read_stage(subject, dtype, download=True) if subject.has_files else None
     model = load(subject, device or "auto", dtype)
     seconds = round(time.perf_counter() - started, 4)
     result = forward_stage(model, parameters, spec=subject.text, inputs=inputs, samples=samples, seed=seed)

@@ -171,6 +171,20 @@ def final_path(
     return max(blocks, key=lambda path: (natural_key(_block_of(path)), natural_key(path)), default=None)
 
 
+def final_candidates(names: Iterable[str]) -> list[str]:
+    """Of tensors whose shapes nobody knows yet, those among which the final norm's are: the scales and shifts of all norms
+    outside the numbered lists, else those of the last block. Empty where no name tells."""
+    norms: dict[str, list[str]] = {}
+    for name in names:
+        path, _, last = name.rpartition(".")
+        if (last in SCALES or last in SCALES.values()) and _NORM_LIKE.search(path) and not _EMBEDDING_LIKE.search(path):
+            norms.setdefault(path, []).append(name)
+    outside = [path for path in norms if not _IN_LIST.search(path) and not _HEAD_LIKE.search(path)]
+    last_block = _block_of(final_path(norms, dict.fromkeys(norms, 1)) or "")
+    chosen = outside or [path for path in norms if _block_of(path) == last_block]
+    return [name for path in chosen for name in norms[path]]
+
+
 def _block_of(path: str) -> str:
     """The path up to its first number."""
     match = _IN_LIST.search(path)

@@ -83,7 +83,7 @@ def _facts(audit: dict[str, Any]) -> str:
     model = audit["model"]
     parts = [
         escaped(model["architecture"] or "no architecture named"),
-        f"{model['parameters'] / 1e6:.3g}M parameters",
+        f"{model['parameters'] / 1e6:.3g}M parameters" if model["parameters"] else "parameters not counted",
         f"d = {model['width']}",
         f"{_counted(len(audit['norms']), 'norm')} ({model['normalisation']})",
         f"{model['level']} in {model['dtype']}" + (f" on {model['device']}" if model["device"] else ""),

@@ -26,6 +26,9 @@ MAX_CONFIG = 64_000_000
 
 Reader = Callable[[Iterable[StoredTensor]], Iterator[tuple[StoredTensor, np.ndarray, bytes]]]
 
+#: The names of all tensors → those that will be read, for where an index gives names and no shapes.
+Choice = Callable[[list[str]], Iterable[str]]
+
 
 @dataclass
 class Traffic:
@@ -41,8 +44,9 @@ class Checkpoint:
 
     ``reader``: gives the values and the bytes of stored tensors. ``revision``: the hub's commit, if any. ``traffic``: what
     was asked of a server, where one was. ``duplicates``: names of tensors that the files hold more than once.
-    ``differing``: other sets of weights in the directory that are not the same as the one that is read; ``uncompared``:
-    those that would take torch to open.
+    ``differing``: other sets of weights in the directory that are not the same as the one that is read, None where nobody
+    looked; ``uncompared``:
+    those that would take torch to open. ``partial``: whether there are shards whose headers were not read.
     """
 
     path: Path
@@ -52,8 +56,9 @@ class Checkpoint:
     revision: str | None = None
     traffic: Traffic | None = None
     duplicates: list[str] = field(default_factory=list)
-    differing: list[str] = field(default_factory=list)
+    differing: list[str] | None = field(default_factory=list)
     uncompared: list[str] = field(default_factory=list)
+    partial: bool = False
     _digest: Any = field(default_factory=hashlib.sha256, repr=False)
 
     def add(self, header: Header) -> None:
@@ -73,9 +78,9 @@ class Checkpoint:
         return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
 
     @property
-    def parameters(self) -> int:
-        """Numbers in all tensors of the files."""
-        return sum(tensor.elements for tensor in self.tensors.values())
+    def parameters(self) -> int | None:
+        """Numbers in all tensors of the files; None where not all headers were read."""
+        return None if self.partial else sum(tensor.elements for tensor in self.tensors.values())
 
     @property
     def dtype(self) -> str:
@@ -97,11 +102,17 @@ class Checkpoint:
             yield tensor, values
 
 
-def open_checkpoint(spec: Spec) -> Checkpoint:
+def open_checkpoint(spec: Spec, *, download: bool = True, wanted: Choice | None = None) -> Checkpoint:
     """Find and open what a spec of the form directory, safetensors or hub names: configs and headers, no values yet.
 
+    ``download``: whether a hub's model is to lie on this disk. Otherwise what is read is fetched by range, and of a sharded
+    model no headers but those of the shards that hold what ``wanted`` chooses.
     Raises :class:`CheckpointError` naming the file, and :class:`SpecError` where the form needs what is not installed.
     """
+    if spec.form == "hub" and not download:
+        from pytest_deaddir.source.remote import open_remote
+
+        return open_remote(spec, wanted)
     revision = None
     if spec.form == "hub":
         path, revision = _downloaded(spec)
@@ -122,12 +133,14 @@ def open_checkpoint(spec: Spec) -> Checkpoint:
     opened = _from_safetensors if files[0].suffix == ".safetensors" else _from_pickles
     checkpoint = opened(path, config, files)
     checkpoint.revision = revision
+    differing: list[str] = []
     for other in _others(path, weights):
         differs = _differs(checkpoint, path / other)
         if differs is None:
             checkpoint.uncompared.append(other)
         elif differs:
-            checkpoint.differing.append(other)
+            differing.append(other)
+    checkpoint.differing = differing
     return checkpoint
 
 
@@ -167,9 +180,16 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_CONFIG:
             raise CheckpointError(path, f"larger than {MAX_CONFIG} bytes")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
+    return parse_json(raw, path)
+
+
+def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object from a file's bytes."""
+    try:
+        document = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(path, f"not JSON: {error}") from None
     if not isinstance(document, dict):

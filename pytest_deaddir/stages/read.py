@@ -15,7 +15,7 @@ import pytest_deaddir
 from pytest_deaddir.algebra.floor import UNIT_ROUNDOFF
 from pytest_deaddir.algebra.kernel import direction, participation_ratio
 from pytest_deaddir.algebra.spectrum import bottom_eigenpairs, dead_coordinates, dead_dimension
-from pytest_deaddir.discovery.names import NamedSite, sites_from_names
+from pytest_deaddir.discovery.names import NamedSite, final_candidates, sites_from_names
 from pytest_deaddir.errors import CheckpointError
 from pytest_deaddir.source.checkpoint import Checkpoint, open_checkpoint
 from pytest_deaddir.source.spec import Spec
@@ -26,15 +26,16 @@ from pytest_deaddir.tables import Audit, Row, row
 BOTTOM = 4
 
 
-def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all") -> Audit:
+def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all", *, download: bool = False) -> Audit:
     """Audit the files of a subject at the read level.
 
     ``sites``: all, or final, which reads no other norm's values and leaves them out of the table.
     ``dtype``: what the model is to be run in (default: what most of it is stored in); it sets the noise floor that
-    decides which coordinates are dead. Raises :class:`CheckpointError` and :class:`SpecError`.
+    decides which coordinates are dead. ``download``: whether a hub's model is to be downloaded, not read by range.
+    Raises :class:`CheckpointError` and :class:`SpecError`.
     """
     started = time.perf_counter()
-    checkpoint = open_checkpoint(spec)
+    checkpoint = open_checkpoint(spec, download=download, wanted=final_candidates if sites == "final" else None)
     named = sites_from_names(checkpoint.floating_shapes(), checkpoint.config, final_only=sites == "final")
     named = settled(named, checkpoint.config, len(checkpoint.tensors))
     if not named:
