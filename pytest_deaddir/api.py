@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ def measure(
             raise SpecError("a module has no files to read: use level forward")
         model = wrap(subject)
         if device is not None or dtype is not None:
-            model = placed(model, device or "cpu", dtype)
+            model = placed(wrap(copy.deepcopy(subject)), device, dtype)  # the caller's stays as it is
         return forward_stage(model, None, spec=model.name, inputs=inputs, samples=samples, seed=seed)
     started = time.perf_counter()
     parameters = read_stage(subject, dtype, download=True) if subject.has_files else None

@@ -260,13 +260,20 @@ def formatted(message: str, values: Row) -> str:
         if value is None:
             parts.append("unmeasured")
         elif isinstance(value, (int, float)):
-            parts.append(format(value, spec or ""))
+            parts.append(_fitted(value, spec or ""))
         elif isinstance(value, list):
             shown = [format(v, ".3g") if isinstance(v, float) else str(v) for v in value[:8]]
             parts.append(", ".join(shown) + (", …" if len(value) > 8 else ""))
         else:
             parts.append(str(value))
     return "".join(parts)
+
+
+def _fitted(value: int | float, spec: str) -> str:
+    try:
+        return format(value, spec)
+    except ValueError:  # {x:d} for 1.5
+        return str(value)
 
 
 def judge(audit: Audit, rules: Sequence[Rule]) -> Audit:

@@ -29,7 +29,8 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "parameters": _READ,
         "width": _READ,
         "normalisation": _READ,
-        "norm_eps": _READ,  # the smallest that config.json gives
+        "norm_eps": _READ,  # the least plausible that config.json gives
+        "final_norm": _FORWARD,  # path of the norm whose output the model returns; empty where there is none
         "duplicate_tensors": _READ,
         "differing_weights": _READ,  # other sets of weights beside the one that was read, unlike it
         "uncompared_weights": _READ,  # sets of weights beside it that torch would have to open
@@ -55,6 +56,8 @@ COLUMNS: dict[str, dict[str, Level]] = {
     "norms": {
         "path": _READ,
         "class": _FORWARD,
+        "gamma_agrees": _FORWARD,  # whether the module's scale is the stored one, by its least, middle and largest |γ|
+        "dtype": _FORWARD,  # of the site's output
         "kind_agrees": _FORWARD,  # whether the module is of the kind that the files' names say, where they say any
         "kind": _READ,  # layernorm | rmsnorm | other | undecided
         "how": _READ,  # the evidence for the kind
@@ -141,7 +144,7 @@ NOT_NUMBERS = frozenset(
             "stack",
         ),
         *("gamma_convention", "gamma_source", "gamma_file", "gamma_dtype", "unmeasured", "consumers", "readable"),
-        *("predicted_dead_coordinates", "predicted_bottom", "bottom_singular_values"),
+        *("final_norm", "gamma_agrees", "predicted_dead_coordinates", "predicted_bottom", "bottom_singular_values"),
         *("pinpoint_site", "pinpoint_coordinates"),
     )
 )

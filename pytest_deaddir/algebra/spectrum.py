@@ -43,7 +43,7 @@ def bottom_eigenpairs(gamma: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray
         raise ValueError(f"k must be between 1 and {d}, not {k}")
     scale = np.abs(gamma).max()
     if scale == 0:
-        return np.zeros(k), np.eye(d)[:, :k]
+        return np.zeros(k), np.eye(d, k)
     order = np.argsort(np.abs(gamma), kind="stable")
     magnitude = np.abs(gamma[order]) / scale
     squares = np.square(magnitude)
@@ -113,9 +113,15 @@ def whitened_energy(gamma: np.ndarray, beta: np.ndarray | None) -> np.ndarray:
     return np.square(gamma) + (0.0 if beta is None else np.square(beta))
 
 
+def _scaled(gamma: np.ndarray, beta: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """γ and β over the largest of them: what is dead does not depend on their unit, and their squares must not overflow."""
+    largest = max(np.abs(gamma).max(), 0.0 if beta is None else np.abs(beta).max()) or 1.0
+    return gamma / largest, None if beta is None else beta / largest
+
+
 def dead_coordinates(gamma: np.ndarray, beta: np.ndarray | None, dtype: str) -> np.ndarray:
     """Indices of the coordinates whose predicted variance γᵢ² is at or below the noise floor of ``dtype``, ascending."""
-    gamma = _finite(gamma)
+    gamma, beta = _scaled(_finite(gamma), beta)
     energy = whitened_energy(gamma, beta)
     return np.flatnonzero(np.square(gamma) <= coordinate_threshold(energy, dtype))
 
@@ -128,6 +134,7 @@ def dead_dimension(gamma: np.ndarray, beta: np.ndarray | None, dtype: str, *, ce
     dead = dead_coordinates(gamma, beta, dtype).size
     if not centred:
         return dead
-    energy = whitened_energy(_finite(gamma), beta)
+    gamma, beta = _scaled(_finite(gamma), beta)
+    energy = whitened_energy(gamma, beta)
     threshold = DEAD_FACTOR[dtype] * mean_floor(energy, dtype)
     return max(dead, 1, count_below(gamma, threshold) if threshold > 0 else 0)

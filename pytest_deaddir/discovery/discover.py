@@ -12,7 +12,7 @@ from torch import nn
 
 from pytest_deaddir.discovery.names import final_path, natural_key, role_of, stack_of
 from pytest_deaddir.discovery.probe import NormProbe, is_vectors_only, probe_alike
-from pytest_deaddir.discovery.stacks import Chain, Stack, chains, structural, style_of, under
+from pytest_deaddir.discovery.stacks import Chain, Stack, chains, is_projection, structural, style_of, under
 from pytest_deaddir.discovery.trace import Call, Trace, watch
 
 
@@ -89,7 +89,7 @@ def discover(module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...] | No
     reason = "no inputs"
     if inputs is not None:
         trace = watch(module, inputs, lambda path: is_vectors_only(modules[path]))
-    elif getattr(module, "config", None) is not None:
+    elif any(getattr(module, name, None) is not None for name in ("config", "pretrained_cfg")):  # transformers', timm's
         from pytest_deaddir.source.synthetic import synthetic_inputs
 
         try:
@@ -250,16 +250,11 @@ def _on_stream(
         return False
     inside = [c for c in trace.calls if block.started < c.started and c.finished < block.finished]
     for projection in inside:
-        if projection.given in call.taken and _is_projection(modules[projection.path]):
+        if projection.given in call.taken and is_projection(modules[projection.path]):
             around = [c for c in inside if c.started < projection.started and call.finished < c.finished]
             if around and not any(c.given == call.given for c in around):
                 return False
     return True
-
-
-def _is_projection(module: nn.Module) -> bool:
-    parameters = list(module.parameters(recurse=False))
-    return not any(True for _ in module.children()) and any(sum(n > 1 for n in p.shape) > 1 for p in parameters)
 
 
 def _role(

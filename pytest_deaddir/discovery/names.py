@@ -185,6 +185,31 @@ def final_candidates(names: Iterable[str]) -> list[str]:
     return [name for path in chosen for name in norms[path]]
 
 
+def matched_paths(paths: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """``paths`` of a module → the same modules' among ``others``, where one side may have a prefix that the other lacks.
+
+    A head or a wrapper puts one prefix before everything, so one is chosen for all: that under which most paths meet. Each
+    path by itself would find ``layers.0.attention.norm`` for ``norm``.
+    """
+    paths, others = list(paths), set(others)
+    if not paths or not others:
+        return {}
+    prefixes = {path[:i] for path in (*paths, *others) for i in _dots(path)} | {""}
+    choices = [(prefix, "") for prefix in prefixes] + [("", prefix) for prefix in prefixes]
+
+    def met(choice: tuple[str, str]) -> dict[str, str]:
+        ours, theirs = choice
+        pairs = {path: theirs + path.removeprefix(ours) for path in paths if path.startswith(ours)}
+        return {path: other for path, other in pairs.items() if other in others}
+
+    return max((met(choice) for choice in choices), key=len)
+
+
+def _dots(path: str) -> list[int]:
+    """Where a prefix may end: behind each of the first three dots."""
+    return [i + 1 for i, character in enumerate(path) if character == "."][:3]
+
+
 def _block_of(path: str) -> str:
     """The path up to its first number."""
     match = _IN_LIST.search(path)

@@ -103,13 +103,29 @@ def style_of(block: Call, trace: Trace, norms: Mapping[str, Call], modules: Mapp
         return "post-norm" if closes else "other"
     inside = [c for c in trace.calls if block.started < c.started and c.finished < block.finished]
     sublayers = [c for c in inside if c.path not in norms and _is_sublayer(modules[c.path])]
-    if any(sublayer.given in call.taken for sublayer in sublayers for call in norms.values()):
+    results = {sublayer.given for sublayer in sublayers}
+    behind = [call for call in norms.values() if results & set(call.taken)]
+    # what a norm behind a sublayer gives is added to the stream; BLOOM's and T5's attention adds by itself, and the norm
+    # that takes what it returns feeds the next sublayer
+    fed = {
+        key
+        for call in inside
+        if call.path not in norms and (_is_sublayer(modules[call.path]) or is_projection(modules[call.path]))
+        for key in call.taken
+    }
+    if any(call.given not in fed for call in behind):
         return "sandwich"
     readers = {c.path for c in sublayers for call in reading if call.given in c.taken}
     outermost = [path for path in readers if not any(path != other and under(path, other) for other in readers)]
     if len(reading) == len(norms) and len(outermost) > 1:
         return "parallel"
     return "pre-norm"
+
+
+def is_projection(module: nn.Module) -> bool:
+    """A leaf with a matrix."""
+    parameters = list(module.parameters(recurse=False))
+    return not any(True for _ in module.children()) and any(sum(n > 1 for n in p.shape) > 1 for p in parameters)
 
 
 def _is_sublayer(module: nn.Module) -> bool:

@@ -83,7 +83,11 @@ class Keys:
         """The keys of a tensor's rows along its last axis; none on the meta device."""
         if tensor.is_meta or tensor.dim() < 2:
             return frozenset()
-        return frozenset(hash(_bytes(row)) for row in tensor.detach().reshape(-1, tensor.shape[-1]).cpu())
+        rows = tensor.detach().reshape(-1, tensor.shape[-1]).cpu()
+        bits = rows.view(_INTEGERS[rows.element_size()]).long()
+        generator = torch.Generator().manual_seed(rows.shape[1])
+        factors = torch.randint(1, 2**62, (rows.shape[1],), generator=generator, device="cpu") * 2 + 1
+        return frozenset((bits * factors).sum(1).tolist())  # wraps around, as a hash does
 
 
 def _bytes(values: torch.Tensor) -> bytes:

@@ -86,7 +86,7 @@ class Checkpoint:
     def dtype(self) -> str:
         """The dtype that most of the numbers are stored in, by torch's name."""
         counts: dict[str, int] = {}
-        for tensor in self.tensors.values():
+        for tensor in filter(lambda tensor: tensor.is_floating, self.tensors.values()):  # packed weights are integers
             name = TORCH_NAMES.get(tensor.dtype, tensor.dtype.lower())
             counts[name] = counts.get(name, 0) + tensor.elements
         return max(counts, key=lambda name: counts[name], default="float32")
@@ -126,6 +126,10 @@ def open_checkpoint(spec: Spec, *, download: bool = True, wanted: Choice | None 
         return _from_gguf(path)
 
     config = read_json(_own(path, "config.json"))
+    if "transformers_weights" in config:
+        raise CheckpointError(
+            path / "config.json", "refused: transformers_weights names other weights than are read here"
+        )
     weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if weights is None:
         raise CheckpointError(path, f"none of {', '.join(WEIGHTS)} is there")
@@ -197,11 +201,22 @@ def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
     return document
 
 
+def check_entries(directory: Path) -> None:
+    """Check everything that a loader might open in a directory, before it does; an adapter would be applied silently."""
+    for entry in sorted(directory.iterdir()):
+        if entry.is_symlink() or not entry.is_dir():
+            _own(directory, entry.name)
+    if (directory / "adapter_config.json").exists():
+        raise CheckpointError(directory / "adapter_config.json", "refused: merge the adapter first, or remove it")
+
+
 def _own(directory: Path, name: str) -> Path:
     """A checkpoint's file. A link may lead to the blobs of the hub's cache and nowhere else outside the directory."""
     file = directory / name
     target, home = file.resolve(), directory.resolve()
     blobs = home.parent.parent / "blobs"
+    if target.exists() and not target.is_file():
+        raise CheckpointError(file, "refused: not a regular file")
     if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.is_relative_to(blobs)):
         return file
     raise CheckpointError(file, "refused: a link to outside the checkpoint; give the directory that it leads to")

@@ -74,12 +74,12 @@ def prepare(model: Model, given: Any, seed: int) -> Inputs:
 
 
 def _made_up(model: Model, seed: int) -> Inputs:
-    if model.config is None:
+    if model.config is None and not hasattr(model.core, "pretrained_cfg"):  # timm's
         raise InputsError(
             f"{model.name} has no transformers config, so its inputs cannot be made up: "
             "let a factory (package.module:factory) return (module, inputs), with inputs a mapping or tuple of tensors"
         )
-    length = _length(model.config)
+    length = LENGTH if model.config is None else _length(model.config)
     small = synthetic_inputs(model.core, seed=seed)
     names = sorted(small)
 
@@ -141,7 +141,10 @@ def _tokenised(tokenizer_source: dict[str, Any], text: str, length: int) -> torc
             raise InputsError(
                 f"{tokenizer_source['pretrained_model_name_or_path']}: its tokenizer does not load: {error}"
             ) from error
-    length = min(length, tokenizer.model_max_length)
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, (int, float)) or longest < 4:
+        raise InputsError(f"its tokenizer says that {longest!r} tokens are the longest sequence")
+    length = int(min(length, longest))
     if not tokenizer.is_fast:
         stream = tokenizer(text, add_special_tokens=False)["input_ids"]
         whole = len(stream) // length * length

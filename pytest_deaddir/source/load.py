@@ -17,7 +17,7 @@ from torch import nn
 
 from pytest_deaddir.errors import CheckpointError, ModelError, SpecError
 from pytest_deaddir.source import timm
-from pytest_deaddir.source.checkpoint import open_checkpoint
+from pytest_deaddir.source.checkpoint import check_entries, open_checkpoint
 from pytest_deaddir.source.spec import Spec
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
@@ -45,7 +45,8 @@ class Model:
     @property
     def config(self) -> Any:
         """The transformers config, or None."""
-        return getattr(self.core, "config", None)
+        config = getattr(self.core, "config", None)
+        return config if hasattr(config, "get_text_config") else None  # others have a config of their own making
 
     @property
     def dtype(self) -> str:
@@ -53,7 +54,8 @@ class Model:
         counts: dict[str, int] = {}
         for parameter in self.module.parameters():
             name = str(parameter.dtype).removeprefix("torch.")
-            counts[name] = counts.get(name, 0) + parameter.numel()
+            if name in DTYPES:  # packed and 8-bit weights are computed in something else
+                counts[name] = counts.get(name, 0) + parameter.numel()
         return max(counts, key=lambda name: counts[name], default="float32")
 
 
@@ -73,9 +75,9 @@ def load(spec: Spec, device: str = "auto", dtype: str | None = None) -> Model:
     return placed(model, device, dtype)
 
 
-def placed(model: Model, device: str, dtype: str | None) -> Model:
-    """The model on its device and in its dtype."""
-    where = resolve_device(device)
+def placed(model: Model, device: str | None, dtype: str | None) -> Model:
+    """The model on its device and in its dtype; ``device`` None leaves it where it is."""
+    where = None if device is None else resolve_device(device)
     model.module.to(device=where, dtype=DTYPES[dtype] if dtype else None)
     return model
 
@@ -159,9 +161,10 @@ def _pretrained(spec: Spec, dtype: str | None) -> Model:
     else:
         checkpoint = open_checkpoint(spec)  # validates every header and every index entry before anything maps them
         path, revision = checkpoint.path, checkpoint.revision
-        chosen = getattr(transformers, checkpoint.architecture or "", None) or transformers.AutoModel
-        if not hasattr(chosen, "from_pretrained"):
-            chosen = transformers.AutoModel
+        check_entries(path)
+        named = getattr(transformers, checkpoint.architecture or "", None)
+        is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+        chosen = named if is_model else transformers.AutoModel
     source = spec.path if spec.form == "gguf" and spec.path else path
     with quiet():
         try:

@@ -104,7 +104,7 @@ def header_length(prefix: bytes, path: Path) -> int:
 def parse_header(raw: bytes, path: Path, size: int | None) -> Header:
     """The header from its bytes, those behind the 8 of its length. ``size``: the file's, None where nobody said."""
     try:
-        header = json.loads(raw)
+        header = json.loads(str(raw, "utf-8"))  # of bytes alone json would guess the encoding
     except (ValueError, RecursionError) as error:
         raise CheckpointError(path, f"not safetensors: its header is not JSON ({error})") from None
     if not isinstance(header, dict):
@@ -118,7 +118,10 @@ def parse_header(raw: bytes, path: Path, size: int | None) -> Header:
     if size is not None and end > size:
         raise CheckpointError(path, f"truncated: the tensors need {end} bytes and the file has {size}")
     # every entry says "dtype" once: more of them than entries, and some name may stand twice
-    suspected = raw.count(b'"dtype"') > len(tensors) or raw.count(b'"__metadata__"') > (metadata is not None)
+    # (and a backslash may spell any of it otherwise)
+    suspected = (
+        b"\\" in raw or raw.count(b'"dtype"') > len(tensors) or raw.count(b'"__metadata__"') > (metadata is not None)
+    )
     return Header(tensors, raw, _duplicates(raw) if suspected else ())
 
 

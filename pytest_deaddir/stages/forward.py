@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from pytest_deaddir.algebra.floor import dead_threshold, direction_floor
+from pytest_deaddir.algebra.floor import UNIT_ROUNDOFF, dead_threshold, direction_floor
 from pytest_deaddir.algebra.kernel import direction, kernel_basis
 from pytest_deaddir.discovery.discover import Discovery, NormSite, discover
+from pytest_deaddir.discovery.names import matched_paths
 from pytest_deaddir.discovery.trace import evaluating, floating
 from pytest_deaddir.errors import ModelError
 from pytest_deaddir.source.inputs import Inputs, moved, prepare, require_samples, samples_wanted
@@ -66,8 +68,11 @@ def forward_stage(
             require_samples(taps[main.path].samples, main.features)
 
     stored = {} if audit is None else {norm["path"]: norm for norm in audit.norms}
-    norms = [_site_row(site, model, taps.get(site.path), _stored_row(site, stored)) for site in found.norms]
-    fed = taps[main.path].samples if main else 0
+    homes = matched_paths([site.path for site in found.norms], stored)
+    if any(site.probe.gamma is not None and not np.isfinite(site.probe.gamma).all() for site in found.norms):
+        taps = {}  # there is nothing to measure behind such a scale, which has its own finding
+    norms = [_site_row(site, model, taps.get(site.path), stored.get(homes.get(site.path, ""))) for site in found.norms]
+    fed = taps[main.path].samples if main and taps else 0
     facts: Row = {} if audit is None else {k: audit.model[k] for k in _FROM_FILES}
     facts.setdefault("architecture", model.name)
     facts["architecture"] = facts["architecture"] or model.name
@@ -79,6 +84,7 @@ def forward_stage(
             **facts,
             parameters=sum(parameter.numel() for parameter in model.module.parameters()),
             width=main.features if main else None,
+            final_norm=main.path if main else "",
             normalisation=normalisation(norms),
             level="forward",
             dtype=model.dtype,
@@ -137,12 +143,14 @@ class Tap(Accumulator):
             elif (gamma != 0).all():
                 self.kernel = direction(gamma)[:, None]
         self.axis = site.probe.axis or -1
+        self.dtype = ""
         super().__init__(site.features, torch.from_numpy(self.kernel))
 
     def hook(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """A forward hook."""
         activations = next(floating(output), None)
         if activations is not None:
+            self.dtype = str(activations.dtype).removeprefix("torch.")
             self.update(activations.movedim(self.axis, -1))
 
 
@@ -163,14 +171,6 @@ def _run(model: Model, inputs: Inputs, place: Place, taps: dict[str, Tap], main:
                 break
 
 
-def _stored_row(site: NormSite, stored: Mapping[str, Row]) -> Row | None:
-    """The read stage's row of this site. The files of a base model lack the head's prefix, and the other way round."""
-    for path, norm in stored.items():
-        if path == site.path or site.path.endswith(f".{path}") or path.endswith(f".{site.path}"):
-            return norm
-    return None
-
-
 def _site_row(site: NormSite, model: Model, tap: Tap | None, stored: Row | None) -> Row:
     probed = site.probe
     facts: Row = {"gamma_source": "none"}
@@ -184,13 +184,14 @@ def _site_row(site: NormSite, model: Model, tap: Tap | None, stored: Row | None)
             facts = {"gamma_source": "missing"}
     if probed.gamma is not None:
         facts |= gamma_columns(probed.gamma, probed.beta, site.kind, model.dtype, site.role == "final")
-    measured = {} if tap is None else _measured(site, tap, model.dtype)
+    measured = {} if tap is None else _measured(site, tap, model.dtype, facts.get("predicted_dead_dimension") or 1)
     return row(
         "norms",
         path=site.path,
         **{"class": site.class_name},
         kind=site.kind,
-        kind_agrees=None if stored is None or stored["kind"] == "undecided" else stored["kind"] == site.kind,
+        kind_agrees=_kind_agrees(site, stored),
+        gamma_agrees=_gamma_agrees(facts, stored),
         how="probe",
         role=site.role,
         role_how=site.how,
@@ -203,30 +204,48 @@ def _site_row(site: NormSite, model: Model, tap: Tap | None, stored: Row | None)
     )
 
 
-def _measured(site: NormSite, tap: Tap, dtype: str) -> Row:
-    """The measured columns of a tapped site, or why there are none."""
+def _kind_agrees(site: NormSite, stored: Row | None) -> bool | None:
+    """Whether the module is of the kind that its files say, or without files that its shift says: RMSNorms have none."""
+    if stored is not None and stored["kind"] != "undecided":
+        return bool(stored["kind"] == site.kind)
+    return False if site.kind == "rmsnorm" and site.probe.beta_parameter else None
+
+
+def _gamma_agrees(columns: Row, stored: Row | None) -> bool | None:
+    """Whether the scale in use is the stored one: another file, an adapter or a renaming may have come between."""
+    profile = ("gamma_min", "gamma_median", "gamma_max")
+    if stored is None or any(values.get(name) is None for values in (stored, columns) for name in profile):
+        return None
+    return all(math.isclose(stored[name], columns[name], rel_tol=0.02, abs_tol=1e-7) for name in profile)
+
+
+def _measured(site: NormSite, tap: Tap, default_dtype: str, predicted: int) -> Row:
+    """The measured columns of a tapped site, or why there are none. The floor is that of the site's own output dtype."""
+    dtype = tap.dtype if tap.dtype in UNIT_ROUNDOFF else default_dtype
     if not tap.finite:
-        return {"unmeasured": "its activations are not finite"}
+        return {"dtype": dtype, "unmeasured": "its activations are not finite"}
     if tap.samples <= site.features:
-        return {"samples": tap.samples, "unmeasured": f"{tap.samples} rows for width {site.features} are too few"}
+        return {"samples": tap.samples}  # of a tower beside the main one, on whose rows the inputs are sized
     moments = tap.moments()
     if moments.spread < COLLAPSED:
-        return {"samples": moments.samples, "unmeasured": "its activations have collapsed to one point"}
+        return {"samples": moments.samples, "dtype": dtype, "unmeasured": "its activations have collapsed to one point"}
     kernel = tap.kernel
     largest = float(moments.values[-1]) ** 2
     dead = _dead(moments, dtype)
     columns: Row = {
         "samples": moments.samples,
+        "dtype": dtype,
+        "unmeasured": "",
         "dead_dimension": int(dead.sum()),
         "bottom_singular_values": moments.values[:BOTTOM].tolist(),
     }
     if kernel.shape[1] == 0:
-        return columns | {"unmeasured": "γ has zeros, so there is no γ⁻¹" if site.kind == "rmsnorm" else None}
+        return columns  # an RMSNorm with zeros in γ has no γ⁻¹
     variance = moments.variance.numpy()
     floors = direction_floor(kernel, moments.energy.numpy(), dtype)
     along = float(variance.max())
     vectors = moments.vectors.numpy()
-    subspace = vectors[:, dead] if dead.any() else vectors[:, :1]
+    subspace = vectors[:, : max(int(dead.sum()), min(predicted, site.features - 1))]
     columns |= {
         "eigenvalue": along,
         "eigenvalue_relative": along / largest,

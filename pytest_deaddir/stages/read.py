@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import re
 import sys
@@ -25,6 +24,9 @@ from pytest_deaddir.tables import Audit, Row, row
 #: Predicted and measured bottom singular values that a row keeps.
 BOTTOM = 4
 
+#: Bytes of a scale at most; no model is as wide as a million.
+MAX_SCALE = 8_000_000
+
 
 def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all", *, download: bool = False) -> Audit:
     """Audit the files of a subject at the read level.
@@ -41,6 +43,11 @@ def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all", *, down
     if not named:
         raise CheckpointError(checkpoint.path, f"no norm among its {len(checkpoint.tensors)} tensors: nothing to audit")
     wanted = [name for site in named for name in (site.gamma, site.beta) if name]
+    for name in wanted:
+        if checkpoint.tensors[name].length > MAX_SCALE:
+            raise CheckpointError(
+                checkpoint.path, f"refused: {name!r} would be a norm of {checkpoint.tensors[name].length} bytes"
+            )
     values: dict[str, np.ndarray] = {}
     for tensor, array in checkpoint.read(wanted):
         values[tensor.name] = array
@@ -83,15 +90,19 @@ def _is_unsafe(name: str) -> bool:
 
 
 def _norm_eps(config: dict[str, Any]) -> float | None:
-    """The smallest eps of a norm in a config or its sections."""
-    sections = (config, *(value for value in config.values() if isinstance(value, dict)))
-    found = [
-        float(value)
-        for section in sections
-        for key, value in section.items()
-        if _EPS.fullmatch(key) and isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
-    return min((value for value in found if math.isfinite(value)), default=None)
+    """Of all eps of norms in a config and its sections the one that is least plausible: negative, or else the largest.
+    What is no finite number counts as 1e308, which no rule lets pass and every report can hold."""
+    found: list[float] = []
+    pending: list[Any] = [config]
+    while pending:
+        section = pending.pop()
+        for key, value in section.items():
+            if isinstance(value, dict):
+                pending.append(value)
+            elif _EPS.fullmatch(key) and isinstance(value, (int, float)) and not isinstance(value, bool):
+                usable = -1e308 <= value <= 1e308  # false for NaN and infinity, and for a whole number of 400 digits
+                found.append(float(value) if usable else 1e308)
+    return min((eps for eps in found if eps < 0), default=max(found, default=None))
 
 
 _EPS = re.compile(r"(.*norm.*_)?eps(ilon)?")
@@ -106,7 +117,7 @@ def _site_row(site: NamedSite, checkpoint: Checkpoint, values: dict[str, np.ndar
             "gamma_file": tensor.file.name,
             "gamma_offset": tensor.offset,
             "gamma_dtype": tensor.dtype,
-            "gamma_denormal": _denormal(values[site.gamma], tensor.dtype),
+            "gamma_denormal": None if site.convention == "1+w" else _denormal(values[site.gamma], tensor.dtype),
             **_scale_columns(site, values, dtype),
         }
     return row(
@@ -164,8 +175,9 @@ def gamma_columns(gamma: np.ndarray, beta: np.ndarray | None, kind: str, dtype: 
     if kind in ("layernorm", "rmsnorm"):
         columns["predicted_dead_dimension"] = dead_dimension(gamma, beta, dtype, centred=kind == "layernorm")
     if kind == "layernorm" and (final or dead.size):  # elsewhere the bottom is the kernel and then ordinary scales
-        eigenvalues, _ = bottom_eigenpairs(gamma, min(BOTTOM, gamma.size))
-        columns["predicted_bottom"] = np.sqrt(np.maximum(eigenvalues, 0)).tolist()
+        unit = np.abs(gamma).max() or 1.0  # the squares of large scales must not overflow
+        eigenvalues, _ = bottom_eigenpairs(gamma / unit, min(BOTTOM, gamma.size))
+        columns["predicted_bottom"] = (unit * np.sqrt(np.maximum(eigenvalues, 0))).tolist()
         if (gamma != 0).all():
             columns["participation_ratio"] = participation_ratio(direction(gamma))
     return columns

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pytest_deaddir.discovery.names import NamedSite
+from pytest_deaddir.discovery.names import NamedSite, matched_paths
 
 
 def settled(sites: list[NamedSite], config: Mapping[str, Any], tensors: int) -> list[NamedSite]:
@@ -24,8 +24,9 @@ def settled(sites: list[NamedSite], config: Mapping[str, Any], tensors: int) -> 
     class_name, probes = known
     how = f"{class_name} from config.json, probed on the meta device"
     decided, met = [], set()
+    homes = matched_paths([site.path for site in sites], probes)
     for site in sites:
-        path = next((path for path in probes if _same(path, site.path)), None)
+        path = homes.get(site.path)
         if path is None:
             decided.append(site)
             continue
@@ -44,24 +45,24 @@ def settled(sites: list[NamedSite], config: Mapping[str, Any], tensors: int) -> 
 def _is_oversized(config: Mapping[str, Any], tensors: int) -> bool:
     """Whether a config would keep us building: no model has more layers, or as many experts, as its files have tensors."""
     inner = [value for value in config.values() if isinstance(value, dict)]
-    most = {"layer": tensors, "depth": tensors, "block": tensors, "expert": max(tensors, 4096)}
+    most = {"layer": tensors, "depth": tensors, "block": tensors, "expert": max(tensors, 4096), "label": 30_000}
     for section in [config, *inner]:
         for key, value in section.items():
             limit = next((limit for part, limit in most.items() if part in key), None)
-            if limit is not None and type(value) is int and value > limit and "dim" not in key and "size" not in key:
+            total = sum(n for n in value if type(n) is int) if isinstance(value, list) else value
+            if limit is not None and type(total) is int and total > limit and "dim" not in key and "size" not in key:
                 return True
     return False
-
-
-def _same(path: str, other: str) -> bool:
-    """Whether two paths name one module; either may have a head's or a wrapper's prefix."""
-    return path == other or path.endswith(f".{other}") or other.endswith(f".{path}")
 
 
 def _norms_of_class(config: Mapping[str, Any], widths: set[int]) -> tuple[str, dict[str, Any]] | None:
     """The name of the class that a config names and the probes of its norms of the given widths by path; None where it
     cannot be built."""
-    if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
+    if (
+        "model_type" not in config
+        or importlib.util.find_spec("transformers") is None
+        or importlib.util.find_spec("torch") is None
+    ):
         return None
     import torch
     import transformers
@@ -73,8 +74,9 @@ def _norms_of_class(config: Mapping[str, Any], widths: set[int]) -> tuple[str, d
     try:
         with quiet(), torch.device("meta"):
             made = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-            chosen = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
-            module = chosen(made) if chosen else transformers.AutoModel.from_config(made)
+            named: Any = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+            is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+            module = named(made) if is_model else transformers.AutoModel.from_config(made)
     except (
         Exception
     ):  # an unknown type, a config that its own class refuses: then nothing is settled, and that is shown

@@ -94,12 +94,7 @@ SAMPLE = {
 }
 
 # Where discovery's style is known to be wrong.
-_RESIDUAL_INSIDE = (
-    "its attention module adds the residual, so that the next norm seems to normalise what attention returns"
-)
 WRONG_STYLE = {
-    "bloom": _RESIDUAL_INSIDE,
-    "t5": _RESIDUAL_INSIDE,
     "vitdet": "the block permutes its input before the norm, so that no norm seems to read the stream",
 }
 
