@@ -69,10 +69,8 @@ def forward_stage(
 
     stored = {} if audit is None else {norm["path"]: norm for norm in audit.norms}
     homes = matched_paths([site.path for site in found.norms], stored)
-    if any(site.probe.gamma is not None and not np.isfinite(site.probe.gamma).all() for site in found.norms):
-        taps = {}  # there is nothing to measure behind such a scale, which has its own finding
     norms = [_site_row(site, model, taps.get(site.path), stored.get(homes.get(site.path, ""))) for site in found.norms]
-    fed = taps[main.path].samples if main and taps else 0
+    fed = taps[main.path].samples if main else 0
     facts: Row = {} if audit is None else {k: audit.model[k] for k in _FROM_FILES}
     facts.setdefault("architecture", model.name)
     facts["architecture"] = facts["architecture"] or model.name
@@ -84,7 +82,7 @@ def forward_stage(
             **facts,
             parameters=sum(parameter.numel() for parameter in model.module.parameters()),
             width=main.features if main else None,
-            final_norm=main.path if main else "",
+            final_norm=(main.path or "the module itself") if main else "",
             normalisation=normalisation(norms),
             level="forward",
             dtype=model.dtype,

@@ -6,6 +6,7 @@ python tests/formats/hostile.py DIRECTORY
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -197,6 +198,51 @@ def truncated(path: Path) -> None:
 @case
 def negative_eps(path: Path) -> None:
     checkpoint(path, tensors(), layer_norm_epsilon=-1.0)
+
+
+@case
+def eps_in_a_section(path: Path) -> None:
+    checkpoint(path, tensors(), text_config={"rms_norm_eps": 1.0})
+
+
+@case
+def eps_without_end(path: Path) -> None:
+    checkpoint(path, tensors(), layer_norm_epsilon=10**400)
+
+
+@case
+def duplicate_behind_an_escape(path: Path) -> None:
+    checkpoint(path, tensors())
+    entry = '{"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}'
+    escaped = entry.replace("dtype", "\\u0064type")
+    header = f'{{"transformer.ln_f.weight": {escaped}, "transformer.ln_f.weight": {entry}}}'
+    raw(path / "model.safetensors", header.encode(), np.ones(WIDTH, np.float32).tobytes())
+
+
+@case
+def huge_scales(path: Path) -> None:
+    checkpoint(path, tensors(transformer__ln_f__weight=np.full(WIDTH, 1e200)))
+
+
+@case
+def pipe_for_a_config(path: Path) -> None:
+    checkpoint(path, tensors())
+    (path / "config.json").unlink()
+    os.mkfifo(path / "config.json")
+
+
+@case
+def a_norm_of_millions(path: Path) -> None:
+    checkpoint(path, tensors())
+    entry = {"dtype": "F32", "shape": [4_000_000], "data_offsets": [0, 16_000_000]}
+    raw(path / "model.safetensors", {"transformer.ln_f.weight": entry}, b"")
+    with (path / "model.safetensors").open("ab") as file:
+        file.truncate(17_000_000)  # a hole
+
+
+@case
+def other_weights_named_in_the_config(path: Path) -> None:
+    checkpoint(path, tensors(), transformers_weights="other.safetensors")
 
 
 @case

@@ -15,6 +15,7 @@ from pytest_deaddir.rules import judge, load_rules, shipped_rules
 FINDINGS = {
     "nan-gamma": ("DD001", "transformer.ln_f"),
     "infinite-gamma": ("DD001", "transformer.h.0.ln_1"),
+    "huge-scales": ("DD001", "transformer.ln_f"),  # infinite in the float32 that the model runs in
     "zero-gamma": ("DD002", "transformer.ln_f"),
     "gamma-missing": ("DD003", "transformer.ln_f"),
     "duplicate-names": ("DD005", None),
@@ -23,6 +24,9 @@ FINDINGS = {
     "two-different-formats": ("DD007", None),
     "a-bin-that-cannot-be-compared": ("DD007", None),
     "negative-eps": ("DD008", None),
+    "eps-in-a-section": ("DD008", None),
+    "eps-without-end": ("DD008", None),
+    "duplicate-behind-an-escape": ("DD005", None),
 }
 #: Case → what the error says, beside the file's name.
 ERRORS = {
@@ -33,6 +37,9 @@ ERRORS = {
     "header-bomb": "refused: its header would be 67000000 bytes",
     "truncated": "truncated",
     "config-of-another-shape": "not JSON",
+    "pipe-for-a-config": "refused: not a regular file",
+    "a-norm-of-millions": "would be a norm of 16000000 bytes",
+    "other-weights-named-in-the-config": "transformers_weights names other weights",
     "pickle-with-code": "refused by torch.load",
     "stride-zero-pickle": "claims more elements than its storage holds",
 }
@@ -111,7 +118,7 @@ def test_nothing_outside_the_checkpoint_is_opened(tmp_path, name):
     home = (tmp_path / "checkpoint").resolve()
     outside = [path for path in opened if not Path(path).resolve().is_relative_to(home)]
     assert outside == []
-    assert opened
+    assert opened or name == "pipe-for-a-config"
 
 
 def warm_up(tmp_path):

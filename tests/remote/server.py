@@ -77,6 +77,7 @@ class Handler(BaseHTTPRequestHandler):
                 "range": self.headers["Range"],
                 "authorization": self.headers["Authorization"],
                 "agent": self.headers["User-Agent"],
+                "encoding": self.headers["Accept-Encoding"],
                 "peer": self.client_address[1],
                 "at once": open_now,
                 "sent": 0,
@@ -166,8 +167,10 @@ class Handler(BaseHTTPRequestHandler):
             if start >= size:
                 return self.reply(416, Content_Range=f"bytes */{size}", X_Repo_Commit=commit)
             status = 206
+            if kind in ("less", "shrunk"):
+                stop -= 5
             shown = start + 1 if kind == "wrong range" else start
-            total = "*" if kind == "unknown size" else size + 8 if kind == "wrong size" else size
+            total = {"unknown size": "*", "shrunk": stop}.get(kind, size)
             headers["Content_Range"] = f"bytes {shown}-{stop - 1}/{total}"
         body = memoryview(b"")
         if stop > start:

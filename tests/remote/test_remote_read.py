@@ -243,6 +243,7 @@ def test_a_redirect_on_the_hub_itself_keeps_the_token(hub, single, monkeypatch):
 def test_the_hub_is_told_who_asks(hub, single):
     open_remote(parse_spec("org/model"))
     assert all(entry["agent"].startswith("pytest-deaddir/") for entry in hub.log())
+    assert {entry["encoding"] for entry in hub.log()} == {"identity"}
 
 
 def test_a_proxy_that_does_not_know_the_size(hub, single):

@@ -96,6 +96,64 @@ def test_nan_activations_are_not_measured():
     assert final(audited)["unmeasured"] == "its activations are not finite"
 
 
+def test_a_run_that_measured_nothing_is_not_green():
+    """NaN or collapsed activations in front of a healthy norm."""
+    for rows in (torch.full((99, 16), float("nan")), torch.ones(99, 1) * torch.randn(16)):
+        assert [code for code, _ in codes(audit(nn.Sequential(nn.Identity(), nn.LayerNorm(16)), inputs=rows))] == [
+            "DD902"
+        ]
+
+
+def test_a_large_mean_is_no_defect_of_the_norm():
+    """The rounding of the computed mean lies along γ⁻¹; at d = 1024 and a mean of five it is far above output rounding."""
+    torch.manual_seed(0)
+    audited = audit(nn.LayerNorm(1024), inputs=torch.randn(4200, 1024) + 5)
+    assert final(audited)["noise_ratio"] > 64
+    assert codes(audited) == []
+
+
+def test_an_rmsnorm_with_a_shift_is_a_layernorm_that_forgot_the_mean():
+    module = Centreless(16)
+    assert [code for code, _ in codes(audit(module, inputs=torch.randn(99, 16)))] == ["DD202"]
+
+
+def test_the_floor_is_that_of_the_norms_own_output():
+    """A float32 model whose last norm runs in bfloat16."""
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.norm = nn.Linear(16, 64), nn.LayerNorm(64).bfloat16()
+
+        def forward(self, x):
+            return self.norm(self.body(x).bfloat16())
+
+    torch.manual_seed(0)
+    audited = audit(Half(), inputs=torch.randn(999, 16))
+    assert final(audited)["dtype"] == "bfloat16"
+    assert codes(audited) == []
+
+
+def test_a_config_of_ones_own_is_no_transformers_config():
+    module = nn.LayerNorm(16)
+    module.config = object()  # nanoGPT has a dataclass there
+    assert audit(module, inputs=torch.randn(99, 16)).checks["failed"] == 0
+
+
+def test_another_scale_than_the_files_is_found():
+    spec = parse_spec(str(EXAMPLES / "tiny-llama"))
+    stored, model = read_stage(spec), load(spec)
+    model.module.model.layers[1].input_layernorm.weight.data *= 1.5
+    audited = judge(forward_stage(model, stored, spec=spec.text), RULES)
+    assert codes(audited) == [("DD203", "model.layers.1.input_layernorm")]
+
+
+def test_the_callers_module_keeps_its_dtype():
+    module = nn.LayerNorm(16)
+    audit(module, inputs=torch.randn(99, 16), dtype="bfloat16")
+    assert module.weight.dtype == torch.float32
+
+
 def test_a_module_without_a_norm_is_an_error():
     with pytest.raises(ModelError, match="nothing to audit"):
         audit(nn.Linear(4, 4), inputs=torch.randn(9, 4))
