@@ -192,7 +192,16 @@ def _returned(
     if trace.returned_hidden:
         return None, "no norm's output is what the model returns"
     if outer:
-        return finals[max(outer, key=lambda chain: chain.calls[-1].finished).path]
+        last_chain = max(outer, key=lambda chain: chain.calls[-1].finished)
+        if finals[last_chain.path][0] is not None:
+            return finals[last_chain.path]
+        block = last_chain.calls[-1]
+        widths = {_width(block), block.given_shape[-1]}
+        pooled = [c for c in calls if c.started > block.finished and widths & {c.shape[-1], c.shape[1]}]
+        if pooled:  # timm's fc_norm and head.norm
+            first = min(pooled, key=lambda call: call.started)
+            return first.path, "it normalises what is pooled from the last block"
+        return finals[last_chain.path]
     widest = max((call.shape[-1] for call in calls), default=None)
     last = max((c for c in calls if c.shape[-1] == widest), key=lambda call: call.finished, default=None)
     return (last.path, "last executed") if last else (None, "no norm")

@@ -57,7 +57,7 @@ class Checkpoint:
     traffic: Traffic | None = None
     duplicates: list[str] = field(default_factory=list)
     differing: list[str] | None = field(default_factory=list)
-    uncompared: list[str] = field(default_factory=list)
+    uncompared: list[str] | None = field(default_factory=list)
     partial: bool = False
     _digest: Any = field(default_factory=hashlib.sha256, repr=False)
 
@@ -138,13 +138,14 @@ def open_checkpoint(spec: Spec, *, download: bool = True, wanted: Choice | None 
     checkpoint = opened(path, config, files)
     checkpoint.revision = revision
     differing: list[str] = []
+    uncompared: list[str] = []
     for other in _others(path, weights):
         differs = _differs(checkpoint, path / other)
         if differs is None:
-            checkpoint.uncompared.append(other)
+            uncompared.append(other)
         elif differs:
             differing.append(other)
-    checkpoint.differing = differing
+    checkpoint.differing, checkpoint.uncompared = differing, uncompared
     return checkpoint
 
 

@@ -108,7 +108,9 @@ def open_remote(spec: Spec, wanted: Choice | None = None) -> Checkpoint:
             parts, of = [hub.header(WEIGHTS[0], SPECULATIVE)], 1
         except _AbsentError:
             parts, of = _shards(hub, wanted)
-    checkpoint = Checkpoint(hub.path(), config, revision=hub.commit, traffic=hub.traffic, differing=None)
+    checkpoint = Checkpoint(
+        hub.path(), config, revision=hub.commit, traffic=hub.traffic, differing=None, uncompared=None
+    )
     checkpoint.partial = len(parts) < of
     for part in parts:
         checkpoint.add(part.header)

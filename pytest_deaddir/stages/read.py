@@ -39,6 +39,9 @@ def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all", *, down
     started = time.perf_counter()
     checkpoint = open_checkpoint(spec, download=download, wanted=final_candidates if sites == "final" else None)
     named = sites_from_names(checkpoint.floating_shapes(), checkpoint.config, final_only=sites == "final")
+    if checkpoint.partial and not any(site.role == "final" for site in named):  # names misled: look into every shard
+        checkpoint = open_checkpoint(spec, download=download)
+        named = sites_from_names(checkpoint.floating_shapes(), checkpoint.config, final_only=True)
     named = settled(named, checkpoint.config, len(checkpoint.tensors))
     if not named:
         raise CheckpointError(checkpoint.path, f"no norm among its {len(checkpoint.tensors)} tensors: nothing to audit")

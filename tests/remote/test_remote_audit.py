@@ -4,14 +4,16 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from pytest_deaddir.api import measure
 from pytest_deaddir.discovery.names import final_candidates, final_path
-from remote.helpers import MAIN, environment, write_sharded, write_single
+from remote.helpers import MAIN, environment, write_index, write_sharded, write_single
 
 #: What may differ between an audit of a hub's model and one of the same files.
-OF_THE_HUB = {"spec", "revision", "requests", "bytes_read", "seconds", "peak_memory", "differing_weights"}
+OF_THE_HUB = {"spec", "revision", "requests", "bytes_read", "seconds", "peak_memory", "differing_weights"} | {"uncompared_weights"}
 
 
 @pytest.fixture
@@ -49,9 +51,10 @@ def test_the_final_norm_is_audited_in_three_requests(hub, audit, tmp_path):
     log = hub.log()
     assert [entry["path"].rpartition("/")[2] for entry in log] == ["config.json", *["model.safetensors"] * 2]
     assert remote["model"]["requests"] == 3
+    assert f"{remote['model']['bytes_read'] / 1e3:.0f} kB in 3 requests" in process.stdout
     assert remote["model"]["bytes_read"] == sum(entry["sent"] for entry in log)
     assert remote["model"]["revision"] == MAIN
-    assert remote["model"]["differing_weights"] is None
+    assert remote["model"]["differing_weights"] is remote["model"]["uncompared_weights"] is None
     assert [norm["path"] for norm in remote["norms"]] == ["transformer.ln_f"]
     here = measure(folder, level="read", sites="final")
     assert remote["norms"] == here.norms
@@ -77,6 +80,23 @@ def test_the_final_norm_of_a_sharded_model_touches_one_shard(hub, audit, tmp_pat
     assert hub.files() == ["config.json", "model.safetensors", "model.safetensors.index.json", last, last]
     assert remote["norms"] == measure(folder, level="read", sites="final").norms
     assert remote["model"]["parameters"] is None
+
+
+def test_names_that_mislead_do_not_hide_the_final_norm(hub, tmp_path):
+    """By its name the one candidate is a norm's scale; it is none, and the norm is in a shard that was not opened."""
+    folder = write_sharded(tmp_path / "m")
+    weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    last = weight_map["transformer.ln_f.weight"]
+    tensors = load_file(folder / last)
+    tensors = {name: values for name, values in tensors.items() if ".ln_f." not in name}
+    save_file(tensors, folder / last)
+    save_file({"transformer.norm.weight": np.ones((4, 4), np.float32)}, folder / "odd.safetensors")
+    kept = {name: file for name, file in weight_map.items() if ".ln_f." not in name}
+    write_index(folder, {**kept, "transformer.norm.weight": "odd.safetensors"})
+    hub.publish("org/model", folder)
+    remote = measure("org/model", level="read")
+    assert [norm["path"] for norm in remote.norms] == ["transformer.h.3.ln_2"]
+    assert remote.norms == measure(folder, level="read", sites="final").norms
 
 
 def test_a_hub_that_fails_fails_the_audit_in_words(hub, audit, tmp_path):

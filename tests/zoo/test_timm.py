@@ -98,31 +98,27 @@ def test_images_are_made_up_in_the_size_that_the_model_states(timm, name, overri
     assert synthetic_inputs(timm.create_model(name, **overrides))["x"].shape == shape
 
 
-FC_NORM = (
-    "takes the mean over tokens of what the last block gives, and discovery knows a final norm by equal values only"
-)
-AFTER_POOLING = "takes what the last block gives after pooling, and discovery knows a final norm by equal values only"
-CASES = {  # overrides, image side, final norm, {stack: blocks}, reason of a known miss of the final norm
-    "vit_tiny_patch16_224": ({"depth": 3, "img_size": 64}, 64, "norm", {"blocks": 3}, None),
+CASES = {  # overrides, image side, final norm, {stack: blocks}
+    "vit_tiny_patch16_224": ({"depth": 3, "img_size": 64}, 64, "norm", {"blocks": 3}),
     "vit_tiny_patch16_224.pooled": (
-        {"depth": 3, "img_size": 64, "global_pool": "avg"}, 64, "fc_norm", {"blocks": 3}, FC_NORM
+        {"depth": 3, "img_size": 64, "global_pool": "avg"}, 64, "fc_norm", {"blocks": 3}
     ),
     "beit_base_patch16_224": (
-        {"depth": 3, "img_size": 64, "embed_dim": 48, "num_heads": 3}, 64, "fc_norm", {"blocks": 3}, FC_NORM
+        {"depth": 3, "img_size": 64, "embed_dim": 48, "num_heads": 3}, 64, "fc_norm", {"blocks": 3}
     ),
-    "convnext_atto": ({}, 64, "head.norm", {"stages": 4}, AFTER_POOLING),
+    "convnext_atto": ({}, 64, "head.norm", {"stages": 4}),
     "swin_tiny_patch4_window7_224": (
         {"img_size": 64, "window_size": 2, "depths": (2, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 2, 4, 8)},
-        64, "norm", {"layers": 4}, None,
+        64, "norm", {"layers": 4},
     ),
     "davit_tiny": (
         {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 128), "num_heads": (1, 2, 4, 8)},
-        64, "head.norm", {"stages": 4}, AFTER_POOLING,
+        64, "head.norm", {"stages": 4},
     ),
-    "pit_ti_224": ({"depth": (2, 2, 2)}, 224, "norm", {"transformers": 3}, "takes some rows of what the last block gives"),
-    "mixer_s32_224": ({}, 224, "norm", {"blocks": 8}, None),
-    "xcit_nano_12_p16_224": ({"depth": 3}, 64, "norm", {"blocks": 3, "cls_attn_blocks": 2}, None),
-    "vit_small_patch16_dinov3": ({"depth": 3, "img_size": 64}, 64, "norm", {"blocks": 3}, None),
+    "pit_ti_224": ({"depth": (2, 2, 2)}, 224, "norm", {"transformers": 3}),
+    "mixer_s32_224": ({}, 224, "norm", {"blocks": 8}),
+    "xcit_nano_12_p16_224": ({"depth": 3}, 64, "norm", {"blocks": 3, "cls_attn_blocks": 2}),
+    "vit_small_patch16_dinov3": ({"depth": 3, "img_size": 64}, 64, "norm", {"blocks": 3}),
 }  # fmt: skip
 
 
@@ -163,12 +159,10 @@ def test_norms_and_stacks_are_what_the_judge_finds(case):
     assert found.how == "values"
 
 
-def test_the_final_norm(case, request):
+def test_the_final_norm(case):
     """Where timm keeps it: ``norm``, or behind the pooling ``head.norm`` or ``fc_norm``."""
     name, _, _, found = case
-    *_, final, _, known_miss = CASES[name]
-    if known_miss:
-        request.applymarker(pytest.mark.xfail(reason=known_miss))
+    *_, final, _ = CASES[name]
     assert found.final_norm == final
 
 
