@@ -123,7 +123,7 @@ def _by_values(module: nn.Module, modules: Mapping[str, nn.Module], trace: Trace
     norms = []
     for path, found_probe in probes.items():
         stack = next((c for c in outer if any(under(path, block.path) for block in c.calls)), None)
-        role, role_how = _role(path, probes[path], trace, norm_calls, outer, stack, modules)
+        role, role_how = _role(path, found_probe, trace, norm_calls, outer, stack, modules)
         if path in closing:
             role, role_how = "final", closing[path]
         norms.append(_site(path, found_probe, role, role_how, stack.path if stack else None, modules))
@@ -179,14 +179,14 @@ def _returned(
     trace: Trace, norms: Mapping[str, Call], outer: list[Chain], finals: Mapping[str, tuple[str | None, str]]
 ) -> tuple[str | None, str]:
     """The norm whose output the module returns. A module that returns logits closes with its last stack's norm."""
-    calls = [call for path in norms for call in trace.by_path[path]]
-    for call in sorted(calls, key=lambda call: call.finished, reverse=True):
+    calls = sorted((c for path in norms for c in trace.by_path[path]), key=lambda call: call.finished, reverse=True)
+    for call in calls:
         if trace.returned is not None and call.given == trace.returned:
             return call.path, "its output is what the model returns"
-    for call in sorted(calls, key=lambda call: call.finished, reverse=True):
+    for call in calls:
         if trace.returned_sorted is not None and call.sorted_key == trace.returned_sorted:
             return call.path, "its output is what the model returns, in another layout"
-    for call in sorted(calls, key=lambda call: call.finished, reverse=True):
+    for call in calls:
         if trace.returned_rows and trace.returned_rows < call.rows:
             return call.path, "the model returns some rows of its output"
     if trace.returned_hidden:

@@ -44,9 +44,9 @@ class Checkpoint:
 
     ``reader``: gives the values and the bytes of stored tensors. ``revision``: the hub's commit, if any. ``traffic``: what
     was asked of a server, where one was. ``duplicates``: names of tensors that the files hold more than once.
-    ``differing``: other sets of weights in the directory that are not the same as the one that is read, None where nobody
-    looked; ``uncompared``:
-    those that would take torch to open. ``partial``: whether there are shards whose headers were not read.
+    ``differing``: other sets of weights in the directory that are not the same as the one that is read; ``uncompared``:
+    those that would take torch to open; both None where nobody looked.
+    ``partial``: whether there are shards whose headers were not read.
     """
 
     path: Path
@@ -133,9 +133,7 @@ def open_checkpoint(spec: Spec, *, download: bool = True, wanted: Choice | None 
     weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if weights is None:
         raise CheckpointError(path, f"none of {', '.join(WEIGHTS)} is there")
-    files = _shards(weights) if weights.suffix == ".json" else [_own(path, weights.name)]
-    opened = _from_safetensors if files[0].suffix == ".safetensors" else _from_pickles
-    checkpoint = opened(path, config, files)
+    checkpoint = _from_weights(weights, config)
     checkpoint.revision = revision
     differing: list[str] = []
     uncompared: list[str] = []
@@ -162,9 +160,7 @@ def _differs(checkpoint: Checkpoint, other: Path) -> bool | None:
     if ".bin" in other.name and "torch" not in sys.modules:
         return None
     try:
-        files = _shards(other) if other.suffix == ".json" else [_own(other.parent, other.name)]
-        opened = _from_safetensors if files[0].suffix == ".safetensors" else _from_pickles
-        second = opened(other.parent, {}, files)
+        second = _from_weights(other, {})
         if {n: t.shape for n, t in second.tensors.items()} != {n: t.shape for n, t in checkpoint.tensors.items()}:
             return True
         vectors = [name for name, shape in checkpoint.floating_shapes().items() if len(shape) == 1]
@@ -251,6 +247,13 @@ def shard_names(document: dict[str, Any], index: Path) -> list[str]:
     return names
 
 
+def _from_weights(weights: Path, config: dict[str, Any]) -> Checkpoint:
+    """A set of weights by its first file: a single one, or the index of shards."""
+    files = _shards(weights) if weights.suffix == ".json" else [_own(weights.parent, weights.name)]
+    opened = _from_safetensors if files[0].suffix == ".safetensors" else _from_pickles
+    return opened(weights.parent, config, files)
+
+
 def _from_safetensors(path: Path, config: dict[str, Any], files: list[Path]) -> Checkpoint:
     checkpoint = Checkpoint(path, config)
     for file in files:
@@ -262,11 +265,10 @@ def _from_gguf(path: Path) -> Checkpoint:
     """One file, or all parts of a model, whichever of them is named; the first part has the metadata."""
     from pytest_deaddir.source.gguf import gguf_config, gguf_parts, read_gguf
 
-    _, metadata, _ = read_gguf(path)
+    named = read_gguf(path)
     checkpoint = Checkpoint(path, {})
-    for name in gguf_parts(path, metadata):
-        part = path if name == path.name else _own(path.parent, name)
-        tensors, metadata, digest = read_gguf(part)
+    for name in gguf_parts(path, named[1]):
+        tensors, metadata, digest = named if name == path.name else read_gguf(_own(path.parent, name))
         checkpoint.config = checkpoint.config or gguf_config(metadata)
         checkpoint.add(Header(tensors, digest, ()))
     return checkpoint

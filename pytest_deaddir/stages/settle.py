@@ -77,9 +77,7 @@ def _norms_of_class(config: Mapping[str, Any], widths: set[int]) -> tuple[str, d
             named: Any = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
             is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
             module = named(made) if is_model else transformers.AutoModel.from_config(made)
-    except (
-        Exception
-    ):  # an unknown type, a config that its own class refuses: then nothing is settled, and that is shown
+    except Exception:  # an unknown type, a config that its own class refuses: nothing is settled, and `how` shows it
         return None
     children = {
         path: child
