@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_deaddir.errors import SpecError, require_torch
-from pytest_deaddir.rules import Rule, judge, load_rules, shipped_rules
 from pytest_deaddir.source.spec import Spec, parse_spec
 from pytest_deaddir.tables import LEVELS, Audit, Level
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from pytest_deaddir.discovery.discover import Discovery
     from pytest_deaddir.discovery.probe import NormProbe
+    from pytest_deaddir.rules import Rule
 
 
 def audit(
@@ -41,6 +41,8 @@ def audit(
     checkpoint's own. ``rules``: default the shipped ones. ``samples``: rows of activations, default 4 × width.
     Raises a :class:`~pytest_deaddir.errors.DeaddirError` that says what is wrong with the subject or the inputs.
     """
+    from pytest_deaddir.rules import judge, load_rules, shipped_rules
+
     measured = measure(subject, level=level, inputs=inputs, device=device, dtype=dtype, seed=seed, samples=samples)
     return judge(measured, load_rules([shipped_rules()]) if rules is None else rules)
 
