@@ -32,6 +32,7 @@ def audit(
     rules: Sequence[Rule] | None = None,
     seed: int = 0,
     samples: int | None = None,
+    solver: str = "inverse",
 ) -> Audit:
     """Measure a subject and judge it.
 
@@ -39,11 +40,14 @@ def audit(
     arguments of a forward pass (mapping, tuple or tensor; a list of these as batches). ``device``: auto, cpu, cuda or
     mps; a module stays where it is by default. ``dtype``: float64, float32, bfloat16 or float16; default the
     checkpoint's own. ``rules``: default the shipped ones. ``samples``: rows of activations, default 4 × width.
+    ``solver``: inverse, or svd for full decompositions of every tap.
     Raises a :class:`~pytest_deaddir.errors.DeaddirError` that says what is wrong with the subject or the inputs.
     """
     from pytest_deaddir.rules import judge, load_rules, shipped_rules
 
-    measured = measure(subject, level=level, inputs=inputs, device=device, dtype=dtype, seed=seed, samples=samples)
+    measured = measure(
+        subject, level=level, inputs=inputs, device=device, dtype=dtype, seed=seed, samples=samples, solver=solver
+    )
     return judge(measured, load_rules([shipped_rules()]) if rules is None else rules)
 
 
@@ -57,12 +61,11 @@ def measure(
     seed: int = 0,
     samples: int | None = None,
     sites: str | None = None,
+    solver: str = "inverse",
 ) -> Audit:
     """:func:`audit` without the judging: the tables are filled, ``findings`` and ``checks`` are empty."""
     if level not in LEVELS:
         raise SpecError(f"no level {level!r}: {', '.join(LEVELS)}")
-    if level == "full":
-        raise SpecError("level full (twin and invariance) is not built yet: use forward")
     if isinstance(subject, (str, Path)):
         subject = parse_spec(str(subject))
     if isinstance(subject, Spec):
@@ -74,23 +77,35 @@ def measure(
 
     from pytest_deaddir.source.load import load, placed, wrap
     from pytest_deaddir.stages.forward import forward_stage
+    from pytest_deaddir.stages.full import full_stage
     from pytest_deaddir.stages.read import read_stage
 
-    if not isinstance(subject, Spec):
-        if level == "read":
-            raise SpecError("a module has no files to read: use level forward")
-        model = wrap(subject)
-        if device is not None or dtype is not None:
-            model = placed(wrap(copy.deepcopy(subject)), device, dtype)  # the caller's stays as it is
-        return forward_stage(model, None, spec=model.name, inputs=inputs, samples=samples, seed=seed)
+    options: dict[str, Any] = {
+        "inputs": inputs,
+        "samples": samples,
+        "seed": seed,
+        "sites": sites or "all",
+        "solver": solver,
+    }
     started = time.perf_counter()
-    parameters = read_stage(subject, dtype, download=True) if subject.has_files else None
-    model = load(subject, device or "auto", dtype)
-    seconds = round(time.perf_counter() - started, 4)
-    result = forward_stage(model, parameters, spec=subject.text, inputs=inputs, samples=samples, seed=seed)
-    result.model["seconds"]["load"] = seconds
-    if subject.seed is not None:
-        result.model["seed"] = subject.seed
+    parameters = None
+    if isinstance(subject, Spec):
+        parameters = read_stage(subject, dtype, download=True) if subject.has_files else None
+        model = load(subject, device or "auto", dtype)
+    elif level == "read":
+        raise SpecError("a module has no files to read: use level forward")
+    elif device is None and dtype is None:
+        model = wrap(subject)
+    else:
+        model = placed(wrap(copy.deepcopy(subject)), device, dtype)  # the caller's stays as it is
+    loading = round(time.perf_counter() - started, 4)
+    spec = subject.text if isinstance(subject, Spec) else model.name
+    result, done = forward_stage(model, parameters, spec=spec, **options)
+    if level == "full":
+        full_stage(model, result, done, seed=seed, solver=solver)
+    if isinstance(subject, Spec):
+        result.model["seconds"]["load"] = loading
+        result.model["seed"] = seed if subject.seed is None else subject.seed
     return result
 
 

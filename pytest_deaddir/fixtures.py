@@ -21,7 +21,7 @@ _OURS = {"deaddir_model", "deaddir_audit", "norm_site"}
 _CHOICES = {
     "kind": ("layernorm", "rmsnorm", "undecided"),
     "role": ("final", "block", "qk", "embedding", "pooler", "other"),
-    "level": ("read", "forward"),
+    "level": ("read", "forward", "full"),
 }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+SOLVERS = ("inverse", "svd")
 #: --deaddir-report's suffixes.
 FORMATS = (".json",)
 
@@ -40,7 +41,8 @@ def add_options(parser: pytest.Parser) -> None:
     add("level", "LEVEL", "How far to look: read (parameters only), forward (one pass; the default), full.")
     add("device", "DEVICE", f"Where the model runs: {', '.join(DEVICES)}.")
     add("dtype", "DTYPE", f"What the model runs in: auto (its own), {', '.join(DTYPES)}.")
-    add("sites", "SITES", "Which norms the read level reads: all, final (default: all; final on a hub).")
+    add("sites", "SITES", "Which norms to look at: all, final (default: all; at the level read on a hub final).")
+    add("solver", "SOLVER", "Of the measured spectra: inverse (the default), svd (full decompositions).")
     add("inputs", "FILE", "Text file to feed the model (default: the documentation in pydoc_data.topics).")
     add("samples", "N", "Rows of activations to measure (default: 4 for each dimension of the width).")
     add("rules", "PATH", "Rule file or folder, beside the shipped rules. Repeatable.", "linelist", "append")
@@ -55,6 +57,7 @@ class Settings:
     models: dict[str, Spec]
     level: Level | None
     sites: str | None
+    solver: str | None
     device: str
     dtype: str | None
     inputs: Path | None
@@ -79,7 +82,7 @@ class Settings:
         if spec.path is not None and (self.start / text).resolve() != spec.path.resolve():  # relative to an ini-file
             text = str(spec.path.resolve())
         options: list[tuple[str, Any]] = [("model", text)]
-        options += [(name, getattr(self, name)) for name in ("level", "sites", "dtype", "inputs", "samples")]
+        options += [(name, getattr(self, name)) for name in ("level", "sites", "solver", "dtype", "inputs", "samples")]
         options += [("device", None if self.device == "auto" else self.device)]
         options += [("rules", path) for path in self.rule_paths]
         given = [f"--deaddir-{name}={value}" for name, value in options if value is not None]
@@ -117,8 +120,7 @@ def read_settings(config: pytest.Config) -> Settings:
     device = one_of("device", DEVICES) or "auto"
     dtype = one_of("dtype", ("auto", *DTYPES))
     sites = one_of("sites", ("all", "final"))
-    if level == "full":
-        problems.append("--deaddir-level full: the twin and invariance stages are not built yet; use forward")
+    solver = one_of("solver", SOLVERS)
 
     samples = value("samples")[0]
     if samples is not None and not (str(samples).isdecimal() and int(samples) > 0):
@@ -169,6 +171,7 @@ def read_settings(config: pytest.Config) -> Settings:
         models=models,
         level=level,
         sites=sites,
+        solver=solver,
         device=device,
         dtype=None if dtype == "auto" else dtype,
         inputs=inputs,

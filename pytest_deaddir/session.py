@@ -42,6 +42,7 @@ class Measurements:
                     dtype=chosen.dtype,
                     samples=chosen.samples,
                     sites=chosen.sites,
+                    solver=chosen.solver or "inverse",
                 )
             except Exception as error:
                 self._results[key] = error

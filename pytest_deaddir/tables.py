@@ -47,7 +47,8 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "inputs_source": _FORWARD,  # own | synthetic
         "samples": _FORWARD,
         "samples_per_width": _FORWARD,
-        "depth": _FULL,
+        "twin_seed": _FULL,
+        "depth": _FULL,  # of the final norm
         "redundant_parameters": _FULL,
         "versions": _READ,
         "seconds": _READ,
@@ -90,30 +91,40 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "dead_dimension": _FORWARD,
         "bottom_singular_values": _FORWARD,
         "unmeasured": _FORWARD,  # why nothing could be measured here
+        "inconclusive": _FORWARD,  # why what was measured decides nothing, and what would settle it; empty where it does
         "twin_alignment": _FULL,
         "twin_eigenvalue_relative": _FULL,
         "twin_noise_ratio": _FULL,
         "twin_dead_dimension": _FULL,
-        "depth": _FULL,
+        "dead_directions_opened": _FULL,  # by training: dead dimension beyond the twin's
+        "depth": _FULL,  # orders of ten by which training lowered the variance along the kernel, over the largest
         "consumers": _FULL,
         "redundant_parameters": _FULL,
         "invariance_error": _FULL,
         "dead_energy": _FULL,
     },
     "blocks": {
-        "stack": _FULL,
-        "index": _FULL,
-        "path": _FULL,
-        "sigma_min": _FULL,
-        "sigma_median": _FULL,
-        "sigma_max": _FULL,
-        "smin_ratio": _FULL,
-        "smin_ratio_relative": _FULL,
-        "dead_dimension": _FULL,
-        "readable": _FULL,
-        "pinpoint_site": _FULL,
-        "pinpoint_coordinates": _FULL,
-        "pinpoint_overlap": _FULL,
+        "stack": _FORWARD,
+        "index": _FORWARD,  # of the block whose output this is; -1: the stream before the first
+        "path": _FORWARD,
+        "features": _FORWARD,
+        "samples": _FORWARD,
+        "dtype": _FORWARD,
+        "deflated": _FORWARD,  # what was known to be dead and taken out first
+        "sigma_min": _FORWARD,
+        "sigma_median": _FORWARD,
+        "sigma_max": _FORWARD,
+        "smin_ratio": _FORWARD,  # σ_min over that of the row before
+        "smin_ratio_relative": _FORWARD,  # the same of σ_min / σ_median, at most
+        "scale_ratio": _FORWARD,  # σ_median over that of the row before
+        "dead_dimension": _FORWARD,
+        "readable": _FORWARD,  # whether σ_min lies above the noise floor
+        "pinpoint_site": _FORWARD,  # the norm of the block whose scale predicts what is dead
+        "pinpoint_coordinates": _FORWARD,
+        "pinpoint_participation": _FORWARD,
+        "pinpoint_overlap": _FORWARD,
+        "unmeasured": _FORWARD,
+        "inconclusive": _FORWARD,
     },
 }
 
@@ -145,7 +156,7 @@ NOT_NUMBERS = frozenset(
         ),
         *("gamma_convention", "gamma_source", "gamma_file", "gamma_dtype", "unmeasured", "consumers", "readable"),
         *("final_norm", "gamma_agrees", "predicted_dead_coordinates", "predicted_bottom", "bottom_singular_values"),
-        *("pinpoint_site", "pinpoint_coordinates"),
+        *("pinpoint_site", "pinpoint_coordinates", "deflated", "inconclusive"),
     )
 )
 

@@ -69,6 +69,7 @@ class Discovery:
                     blocks=tuple(f"{prefix}.{block}" for block in stack.blocks),
                     final_norm=moved(stack.final_norm),
                     within=moved(stack.within),
+                    ends=tuple(map(moved, stack.ends)),
                 )
                 for stack in self.stacks
             ],
@@ -219,7 +220,6 @@ def _stack(
 ) -> Stack:
     holders = [other.path for other in found if other is not chain and under(chain.path, other.path)]
     block = chain.calls[len(chain.calls) // 2]  # the first and last may differ
-    width = _width(block)
     own = {
         path: call
         for path in norms
@@ -227,6 +227,8 @@ def _stack(
         for call in reversed(trace.by_path[path])
         if block.started < call.started < block.finished and _on_stream(path, call, trace, probes, block, modules)
     }
+    given = {call.given: path for path in norms for call in trace.by_path[path]}
+    axis = _axis(block, [found.features for path, found in probes.items() if under(path, block.path)])
     return Stack(
         path=chain.path,
         blocks=tuple(call.path for call in chain.calls),
@@ -234,13 +236,20 @@ def _stack(
         style=style_of(block, trace, own, modules),
         how=how,
         within=max(holders, key=len) if holders else None,
-        width=width,
+        width=block.given_shape[axis],
+        axis=axis,
+        ends=tuple(given.get(key) for key in (next(iter(chain.calls[0].taken), None), *(c.given for c in chain.calls))),
     )
 
 
 def _width(block: Call) -> int:
     """The stream's width: a block's last dimension; the channels of one that gives images (B, C, H, W)."""
     return block.given_shape[1] if len(block.given_shape) == 4 else block.given_shape[-1]
+
+
+def _axis(block: Call, features: list[int | None]) -> int:
+    """Of the stream's features: the last, but the channels of a block that gives images (B, C, H, W)."""
+    return 1 if len(block.given_shape) == 4 and block.given_shape[-1] not in features else -1
 
 
 def _on_stream(

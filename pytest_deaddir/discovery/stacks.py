@@ -18,7 +18,9 @@ Style = Literal["pre-norm", "post-norm", "sandwich", "parallel", "other"]
 class Stack:
     """A residual stream's blocks. ``path``: of the module list; ``blocks``: paths in the order they run, a shared layer
     once for each run; ``final_norm``: path, or None where no norm closes the stream; ``within``: the path of the stack in
-    whose blocks this one lies (hierarchical towers); ``how``: values | identity | structure."""
+    whose blocks this one lies (hierarchical towers); ``how``: values | identity | structure. ``width``, ``axis``: of the
+    stream's features. ``ends``: of the stream before the first block and after each, the path of the norm whose output it
+    is (post-norm), else None."""
 
     path: str
     blocks: tuple[str, ...]
@@ -27,6 +29,8 @@ class Stack:
     how: str
     within: str | None = None
     width: int | None = None
+    axis: int = -1
+    ends: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)

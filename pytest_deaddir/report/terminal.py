@@ -70,6 +70,7 @@ def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[st
     if verbosity >= 0:
         yield ""
         yield from _norm_lines(result, show_all=verbosity > 0)
+        yield from _block_lines(result, show_all=verbosity > 0)
     findings = result.as_dict()["findings"]
     if findings:
         yield ""
@@ -115,11 +116,63 @@ def _norm_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
         yield f"({len(norms) - len(shown)} more without findings; -v shows them)"
 
 
+#: Rows of the table of blocks that are shown where there are no findings.
+WORST = 3
+
+
+def _block_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
+    """The residual stream: the blocks that keep the least of σ_min, and those with findings."""
+    from tabulate import tabulate
+
+    assert result.audit is not None
+    blocks = result.audit["blocks"]
+    if not blocks:
+        return
+    found = {finding["path"] for finding in result.findings}
+    ratios = sorted(b["smin_ratio_relative"] for b in blocks if b["smin_ratio_relative"] is not None)
+    limit = ratios[min(WORST, len(ratios)) - 1] if ratios else 0.0
+    shown = [
+        block
+        for block in blocks
+        if show_all
+        or block["path"] in found
+        or block["inconclusive"]
+        or (block["smin_ratio_relative"] is not None and block["smin_ratio_relative"] <= limit)
+    ]
+    room = max(20, shutil.get_terminal_size().columns - 48)
+    rows = [
+        [
+            _shortened(block["path"], room),
+            _number(block["sigma_min"]) + ("" if block["readable"] in (True, None) else " *"),
+            _number(block["sigma_median"]),
+            _number(block["smin_ratio"]),
+            _number(block["smin_ratio_relative"]),
+            _number(block["dead_dimension"]),
+        ]
+        for block in shown
+    ]
+    yield ""
+    headers = ["residual stream after", "σ min", "median", "ratio", "relative", "dead"]
+    yield from tabulate(rows, headers, disable_numparse=True).split("\n")
+    if len(shown) < len(blocks):
+        yield f"({len(blocks) - len(shown)} more that keep as much or more; -v shows them)"
+    if any(block["readable"] is False for block in shown):
+        yield "* below the noise floor of the dtype"
+    for block in shown:
+        if block["inconclusive"]:
+            yield f"{escaped(block['path'])}: {block['inconclusive']}"
+
+
+def _shortened(path: str, room: int) -> str:
+    """A path with its end, where it says the most."""
+    path = escaped(path)
+    return path if len(path) <= room else f"…{path[-room + 1 :]}"
+
+
 def _norm_row(norm: Row, measured: bool, room: int) -> list[str]:
-    path = escaped(norm["path"])
     predicted, seen = norm["predicted_dead_dimension"], norm["dead_dimension"]
     cells = [
-        path if len(path) <= room else f"…{path[-room + 1 :]}",
+        _shortened(norm["path"], room),
         norm["kind"],
         norm["role"],
         _number(norm["gamma_min"]),

@@ -116,7 +116,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(audit, pytester, nothing_is_mea
     ("option", "says"),
     [
         ("--deaddir-level=deep", "--deaddir-level deep: not one of read, forward, full"),
-        ("--deaddir-level=full", "--deaddir-level full"),
+        ("--deaddir-solver=magic", "--deaddir-solver magic: not one of inverse, svd"),
         ("--deaddir-level=", "--deaddir-level"),
         ("--deaddir-device=abacus", "--deaddir-device abacus: not one of auto, cpu, cuda, mps"),
         ("--deaddir-dtype=int8", "--deaddir-dtype int8: not one of auto,"),

@@ -40,7 +40,7 @@ def test_a_layernorm_that_no_longer_centres_is_told_from_what_the_file_stores():
     healthy = model.module.transformer.ln_f
     model.module.transformer.ln_f = Centreless(128)
     model.module.transformer.ln_f.load_state_dict(healthy.state_dict())
-    audited = judge(forward_stage(model, stored, spec=spec.text), RULES)
+    audited = judge(forward_stage(model, stored, spec=spec.text)[0], RULES)
     assert codes(audited) == [("DD202", "transformer.ln_f")]
 
 
@@ -123,13 +123,13 @@ def test_the_floor_is_that_of_the_norms_own_output():
     class Half(nn.Module):
         def __init__(self):
             super().__init__()
-            self.body, self.norm = nn.Linear(16, 64), nn.LayerNorm(64).bfloat16()
+            self.body, self.norm = nn.Linear(64, 64), nn.LayerNorm(64).bfloat16()
 
         def forward(self, x):
             return self.norm(self.body(x).bfloat16())
 
     torch.manual_seed(0)
-    audited = audit(Half(), inputs=torch.randn(999, 16))
+    audited = audit(Half(), inputs=torch.randn(999, 64))
     assert final(audited)["dtype"] == "bfloat16"
     assert codes(audited) == []
 
@@ -144,7 +144,7 @@ def test_another_scale_than_the_files_is_found():
     spec = parse_spec(str(EXAMPLES / "tiny-llama"))
     stored, model = read_stage(spec), load(spec)
     model.module.model.layers[1].input_layernorm.weight.data *= 1.5
-    audited = judge(forward_stage(model, stored, spec=spec.text), RULES)
+    audited = judge(forward_stage(model, stored, spec=spec.text)[0], RULES)
     assert codes(audited) == [("DD203", "model.layers.1.input_layernorm")]
 
 

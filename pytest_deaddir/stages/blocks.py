@@ -1,0 +1,134 @@
+"""The residual stream from block to block: is its smallest singular value kept, and if not, what took it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pytest_deaddir.algebra.floor import dead_threshold
+from pytest_deaddir.algebra.kernel import kernel_basis, participation_ratio
+from pytest_deaddir.algebra.spectrum import bottom_eigenpairs, dead_dimension
+from pytest_deaddir.discovery.discover import NormSite
+from pytest_deaddir.discovery.stacks import under
+from pytest_deaddir.stages.measure import Bottom, dtype_of, spectrum, too_few, unmeasurable
+from pytest_deaddir.stages.taps import StreamTaps, Tap
+from pytest_deaddir.tables import Row, row
+
+#: Coordinates that a pinpoint names, at most, and the part of a dead direction that one must carry.
+COORDINATES = 8
+CARRIES = 0.1
+
+
+def block_rows(stream: StreamTaps, sites: Mapping[str, NormSite], default_dtype: str, solver: str) -> list[Row]:
+    """A row for the stream before the first block, of index -1, and one after each block.
+
+    What is known to be dead is deflated first: a LayerNorm's kernel where the stream is its output (post-norm), the mean
+    where every writer is centred (folded weights). ``smin_ratio``: σ_min over that of the row before;
+    ``smin_ratio_relative``: the same over the median, which a rescaled stream keeps, with σ_min taken for its noise floor
+    where it lies below that, so that it is the most that it can be.
+    """
+    stack = stream.stack
+    ends = stack.ends or (None,) * len(stream.taps)
+    folded = not any(ends) and all(map(_is_centred, stream.taps))
+    rows: list[Row] = []
+    previous: Bottom | None = None
+    broken = ""
+    for index, (tap, end) in enumerate(zip(stream.taps, ends, strict=True), start=-1):
+        path = stack.blocks[index] if index >= 0 else f"input of {stack.blocks[0]}"
+        facts = row(
+            "blocks",
+            stack=stack.path,
+            index=index,
+            path=path,
+            features=tap.rows.width,
+            samples=tap.samples or None,
+        )
+        rows.append(facts)
+        if not tap.samples and tap.rows.finite:
+            facts["inconclusive"] = f"no rows of {tap.rows.width} features: the width changes here, or nothing ran"
+        else:
+            facts["unmeasured"] = "" if broken else unmeasurable(tap)
+            facts["inconclusive"] = (
+                f"it lies behind {broken}" if broken else "" if facts["unmeasured"] else too_few(tap)
+            )
+            broken = broken or (path if facts["unmeasured"] else "")
+        if facts["unmeasured"] or facts["inconclusive"]:
+            previous = None
+            continue
+        known, facts["deflated"] = _known(sites.get(end or ""), tap.rows.width, folded)
+        dtype = facts["dtype"] = dtype_of(tap, default_dtype)
+        found = spectrum(tap.rows, dtype, solver=solver, without=known)
+        smallest, floor = float(found.values[0]), float(found.floors[0])
+        facts |= {
+            "sigma_min": smallest,
+            "sigma_median": found.median,
+            "sigma_max": found.largest,
+            "dead_dimension": found.dead,
+            "readable": found.dead == 0,
+        }
+        if previous is not None and previous.dead == 0:
+            most = max(smallest, floor)
+            facts["smin_ratio"] = smallest / float(previous.values[0])
+            facts["scale_ratio"] = found.median / previous.median
+            facts["smin_ratio_relative"] = most / found.median / (float(previous.values[0]) / previous.median)
+        if found.dead and index < 0:
+            facts["inconclusive"] = (
+                f"the inputs span {tap.rows.width - found.dead} of {tap.rows.width} dimensions before the first block: "
+                "more distinct inputs would settle its first step (--deaddir-inputs)"
+            )
+        if found.dead:
+            block = [site for site in sites.values() if under(site.path, path)]
+            facts |= _pinpoint(found, known, block, tap, dtype)
+        previous = found
+    return rows
+
+
+def _is_centred(tap: Tap) -> bool:
+    """Whether the stream has no mean over its features at all, as far as its dtype can show."""
+    if tap.samples <= tap.rows.width or not tap.rows.finite:
+        return False
+    mean = np.full((tap.rows.width, 1), tap.rows.width**-0.5)
+    threshold = dead_threshold(mean, tap.rows.energy.cpu().numpy(), dtype_of(tap, "float32"))
+    return bool((tap.rows.variance.cpu().numpy() <= threshold).all())
+
+
+def _known(end: NormSite | None, width: int, folded: bool) -> tuple[np.ndarray, str]:
+    """What is dead by algebra at one place of the stream, (d, j), and what to call it."""
+    if end is not None and end.kind == "layernorm" and end.probe.gamma is not None and end.features == width:
+        if np.isfinite(end.probe.gamma).all():
+            return kernel_basis(end.probe.gamma), f"the kernel of {end.path}"
+    elif folded:
+        return np.full((width, 1), width**-0.5), "the mean: every writer is centred, as folding leaves them"
+    return np.zeros((width, 0)), ""
+
+
+def _pinpoint(found: Bottom, known: np.ndarray, block: Sequence[NormSite], tap: Tap, dtype: str) -> Row:
+    """Where a dead direction lies: its coordinates, and the norm of the block whose scale predicts it.
+
+    The overlap is the root mean square cosine of the dead directions with the norm's predicted dead subspace, 0 … 1.
+    """
+    dead = found.vectors[:, : found.dead]
+    carried = np.square(np.column_stack([known, dead])).sum(1)
+    largest = np.argsort(-carried, kind="stable")[:COORDINATES]
+    best: tuple[float, str | None] = (0.0, None)
+    for site in block:
+        gamma, beta = site.probe.gamma, site.probe.beta
+        if gamma is None or site.features != tap.rows.width or not np.isfinite(gamma).all():
+            continue
+        centred = site.kind == "layernorm"
+        predicted = dead_dimension(gamma, beta, dtype, centred=centred)
+        if not predicted:
+            continue
+        if centred:
+            span = bottom_eigenpairs(gamma, predicted)[1]
+        else:
+            span = np.eye(gamma.size)[:, np.argsort(np.abs(gamma), kind="stable")[:predicted]]
+        overlap = float(np.linalg.norm(span.T @ dead) / dead.shape[1] ** 0.5)
+        best = max(best, (overlap, site.path), key=lambda pair: pair[0])
+    return {
+        "pinpoint_coordinates": sorted(int(i) for i in largest if carried[i] >= CARRIES),
+        "pinpoint_participation": participation_ratio(dead[:, 0]),
+        "pinpoint_site": best[1],
+        "pinpoint_overlap": best[0] if best[1] else None,
+    }

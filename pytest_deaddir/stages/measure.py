@@ -1,0 +1,141 @@
+"""From accumulated rows to the columns of tables: of a norm site, and of the residual stream at one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pytest_deaddir.algebra.floor import UNIT_ROUNDOFF, dead_threshold, direction_floor
+from pytest_deaddir.discovery.discover import NormSite
+from pytest_deaddir.stages.accumulate import Accumulator
+from pytest_deaddir.stages.bottom import bottom, deflated, scale
+from pytest_deaddir.stages.read import BOTTOM
+from pytest_deaddir.stages.taps import NormTap, Tap
+from pytest_deaddir.tables import Row
+
+#: Directions that are looked for at the bottom to begin with.
+FIRST = 8
+
+#: Centred over raw norm at which all activations are one point, as far as float32 can tell.
+COLLAPSED = 1e-6
+
+#: Part of all directions that rounding may hide before a dead one proves nothing.
+HIDDEN = 0.5
+
+
+@dataclass(frozen=True)
+class Bottom:
+    """The bottom of the spectrum of N rows of d activations, float64.
+
+    ``values``: standard deviations σ/√N along ``vectors``, (d, k), ascending, at least one of them not dead.
+    ``dead``: how many of them, from the smallest on, vary no more than rounding. ``floors``: the standard deviation at
+    which each would be dead. ``median``, ``largest``: over all d directions.
+    """
+
+    values: np.ndarray
+    vectors: np.ndarray
+    floors: np.ndarray
+    dead: int
+    median: float
+    largest: float
+
+
+def spectrum(
+    rows: Accumulator, dtype: str, *, least: int = 1, solver: str = "inverse", without: np.ndarray | None = None
+) -> Bottom:
+    """The bottom of the spectrum, as far up as it is dead in ``dtype``, and ``least`` directions at least.
+
+    ``without``: orthonormal directions, (d, j), that are taken out first.
+    """
+    factor, basis = rows.factor(), None
+    if without is not None and without.shape[1]:
+        factor, basis = deflated(factor, torch.from_numpy(without).to(factor.device))
+    root = rows.samples**0.5
+    median, largest = (value / root for value in scale(factor))
+    energy = rows.energy.cpu().numpy()
+    wanted = max(FIRST, least + 1)
+    while True:
+        sigma, directions = bottom(factor, min(wanted, len(factor)), solver)
+        vectors = (directions if basis is None else basis @ directions).cpu().numpy()
+        values = sigma.cpu().numpy() / root
+        # nor can a singular value below eps·√d·σ_max be told from 0: the rounding of the factorisation itself, which
+        # shows where the model ran in float64
+        rounding = np.finfo(np.float64).eps ** 2 * rows.width * largest**2
+        floors = np.sqrt(np.maximum(dead_threshold(vectors, energy, dtype), rounding))
+        alive = np.flatnonzero(values > floors)
+        if alive.size or wanted >= len(factor):
+            dead = int(alive[0]) if alive.size else len(values)
+            return Bottom(values, vectors, floors, dead, median, largest)
+        wanted *= 4
+
+
+def dtype_of(tap: Tap, default: str) -> str:
+    """The dtype of what a tap took: the floor is that of the site's own output."""
+    return tap.dtype if tap.dtype in UNIT_ROUNDOFF else default
+
+
+def unmeasurable(tap: Tap) -> str:
+    """Why nothing can be measured, empty where something can."""
+    collapsed = tap.samples > tap.rows.width and tap.rows.spread < COLLAPSED  # first, since it takes what is waiting
+    if not tap.rows.finite:
+        return "its activations are not finite"
+    return "its activations have collapsed to one point" if collapsed else ""
+
+
+def too_few(tap: Tap) -> str:
+    """Why the rows do not span the space, and what would settle it; empty where they do."""
+    if tap.samples > tap.rows.width:
+        return ""
+    return (
+        f"{tap.samples} rows for {tap.rows.width} dimensions: give more inputs "
+        f"(--deaddir-samples, more than {tap.rows.width} rows here)"
+    )
+
+
+def site_columns(site: NormSite, tap: NormTap, default_dtype: str, predicted: int, solver: str) -> Row:
+    """The measured columns of a norm site, or why there are none."""
+    dtype = dtype_of(tap, default_dtype)
+    columns: Row = {"samples": tap.samples or None, "dtype": dtype if tap.samples else None}
+    if not tap.samples and tap.rows.finite:
+        return {"inconclusive": "it did not run on these inputs: give inputs that reach it (--deaddir-inputs)"}
+    if reason := unmeasurable(tap):
+        return columns | {"unmeasured": reason}
+    if reason := too_few(tap):
+        return columns | {"inconclusive": reason}
+    if site.features == 1:
+        return columns | {"inconclusive": "a norm of one feature gives one value: nothing settles it"}
+    found = spectrum(tap.rows, dtype, least=min(predicted, site.features - 1), solver=solver)
+    columns |= {
+        "unmeasured": "",
+        "inconclusive": "",
+        "dead_dimension": found.dead,
+        "bottom_singular_values": found.values[:BOTTOM].tolist(),
+    }
+    if found.dead > HIDDEN * site.features:
+        columns["inconclusive"] = (
+            f"{found.dead} of {site.features} directions vary no more than rounding to {dtype}, so that a dead one says "
+            "little: more distinct inputs (--deaddir-inputs) or a wider dtype (--deaddir-dtype=float32) would settle it"
+        )
+    kernel = tap.kernel
+    if kernel.shape[1] == 0:
+        return columns  # an RMSNorm with zeros in γ has no γ⁻¹
+    variance = tap.rows.variance.cpu().numpy()
+    floors = direction_floor(kernel, tap.rows.energy.cpu().numpy(), dtype)
+    along = float(variance.max())
+    subspace = found.vectors[:, : max(found.dead, min(predicted, site.features - 1))]
+    return columns | {
+        "eigenvalue": along,
+        "eigenvalue_relative": along / found.largest**2,
+        # a coordinate with γ = β = 0 has neither variance nor floor, and nothing is as dead as that
+        "noise_ratio": float(np.max(variance / np.where(floors > 0, floors, 1.0))),
+        "alignment": _alignment(subspace, kernel),
+        "alignment_bottom": _alignment(found.vectors[:, :1], kernel) if kernel.shape[1] == 1 else None,
+    }
+
+
+def _alignment(subspace: np.ndarray, kernel: np.ndarray) -> float:
+    """The smallest cosine between the kernel and the measured subspace: σ_min of Uᵀ K, 1.0 where it holds the kernel."""
+    cosines = np.linalg.svd(subspace.T @ kernel, compute_uv=False)
+    return float(min(1.0, cosines[-1])) if subspace.shape[1] >= kernel.shape[1] else 0.0

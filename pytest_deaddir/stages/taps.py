@@ -1,0 +1,192 @@
+"""Watching a forward pass: accumulators on norms' outputs and on the residual stream between blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pytest_deaddir.algebra.kernel import direction, kernel_basis
+from pytest_deaddir.discovery.discover import NormSite
+from pytest_deaddir.discovery.stacks import Stack
+from pytest_deaddir.discovery.trace import evaluating, floating
+from pytest_deaddir.errors import ModelError
+from pytest_deaddir.source.inputs import Inputs, moved
+from pytest_deaddir.source.load import Model
+from pytest_deaddir.stages.accumulate import Accumulator
+
+#: Where a model's parameters are, and in what dtype.
+Place = tuple[torch.device, torch.dtype]
+
+
+class Tap:
+    """Accumulates the rows of one tensor of a forward pass. ``axis``: that of the features, -1 or for images 1.
+
+    ``directions``: (d, k) known directions, whose variance is measured directly.
+    """
+
+    def __init__(self, width: int, directions: np.ndarray, axis: int = -1) -> None:
+        self.rows = Accumulator(width, torch.from_numpy(directions))
+        self.axis = axis
+        self.dtype = ""
+        self.masks: list[torch.Tensor] = []  # of the batch that runs: 2-D, true where a token is no padding
+
+    @property
+    def samples(self) -> int:
+        """Rows taken."""
+        return self.rows.samples
+
+    def take(self, activations: torch.Tensor | None) -> None:
+        """Take a tensor's rows, without those of padding."""
+        if activations is None or not activations.numel() or activations.shape[self.axis] != self.rows.width:
+            return
+        self.dtype = str(activations.dtype).removeprefix("torch.")
+        activations = activations.movedim(self.axis, -1)
+        mask = next((mask for mask in self.masks if mask.shape == activations.shape[:2]), None)
+        self.rows.update(activations if mask is None else activations[mask.to(activations.device)])
+
+
+class NormTap(Tap):
+    """On a norm's output. ``kernel``, (d, k): a LayerNorm's kernel, or γ⁻¹ of an RMSNorm, which should not be dead."""
+
+    def __init__(self, site: NormSite) -> None:
+        gamma = site.probe.gamma
+        self.kernel = np.zeros((site.features, 0))
+        if gamma is not None and np.isfinite(gamma).all():
+            if site.kind == "layernorm":
+                self.kernel = kernel_basis(gamma)
+            elif (gamma != 0).all():
+                self.kernel = direction(gamma)[:, None]
+        super().__init__(site.features, self.kernel, site.probe.axis or -1)
+        self.path = site.path
+
+    def attach(self, module: nn.Module) -> Iterable[Callable[[], None]]:
+        """Hook the module; gives what takes the hooks off."""
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            self.take(next(floating(output), None))
+
+        yield module.get_submodule(self.path).register_forward_hook(hook).remove
+
+
+class StreamTaps:
+    """On a stack's residual stream: before its first block, and after each. ``taps``: L + 1 of them, in that order.
+
+    Each also measures the variance along the direction of the mean, 1/√d, where folded weights leave none.
+    """
+
+    def __init__(self, stack: Stack, width: int) -> None:
+        self.stack = stack
+        mean = np.full((width, 1), width**-0.5)
+        self.taps = [Tap(width, mean, stack.axis) for _ in range(len(stack.blocks) + 1)]
+
+    def attach(self, module: nn.Module) -> Iterable[Callable[[], None]]:
+        """Hook every block; a layer that runs several times (ALBERT) is several blocks, told apart by its turn."""
+        turns: Counter[str] = Counter()
+        places: dict[str, list[int]] = {}
+        for index, path in enumerate(self.stack.blocks):
+            places.setdefault(path, []).append(index)
+        first = self.stack.blocks[0]
+
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            if turns[first] % len(places[first]) == 0:
+                self.taps[0].take(next((tensor for tensor in floating((args, kwargs)) if tensor.numel()), None))
+
+        def after(path: str) -> Any:
+            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                index = places[path][turns[path] % len(places[path])]
+                turns[path] += 1
+                self.taps[index + 1].take(next((tensor for tensor in floating(output) if tensor.numel()), None))
+
+            return hook
+
+        yield module.get_submodule(first).register_forward_pre_hook(before, with_kwargs=True).remove
+        for path in places:
+            yield module.get_submodule(path).register_forward_hook(after(path)).remove
+
+
+def run(
+    model: Model,
+    inputs: Inputs,
+    place: Place,
+    norms: Sequence[NormTap],
+    streams: Sequence[StreamTaps],
+    wanted: int,
+    main: Tap,
+) -> None:
+    """The forward pass, batch by batch, until ``main`` has taken ``wanted`` rows or the inputs end.
+
+    Dropout is off, no gradient is kept, and the hooks are off afterwards, whatever happens. Where an accelerator's memory
+    does not hold a batch, it is run again in halves. Raises :class:`ModelError` where the model's own code fails.
+    """
+    taps = [*norms, *(tap for stream in streams for tap in stream.taps)]
+    with ExitStack() as hooks, torch.no_grad():
+        hooks.enter_context(evaluating(model.module))
+        watched: list[NormTap | StreamTaps] = [*norms, *streams]
+        for each in watched:
+            for undo in each.attach(model.module):
+                hooks.callback(undo)
+        for batch in inputs.batches(wanted):
+            seen = main.samples
+            _feed(model, moved(batch, *place), taps)
+            if inputs.source == "synthetic" and (main.samples >= wanted or main.samples == seen):
+                break
+
+
+def _feed(model: Model, batch: Any, taps: Sequence[Tap]) -> None:
+    """One batch; in halves where it does not fit, with what the taps had taken of it taken back."""
+    masks = padding_masks(batch)
+    kept = [copy.copy(tap.rows) for tap in taps]
+    for tap in taps:
+        tap.masks = masks
+    try:
+        arguments = call_arguments(model.core, batch)
+        _ = model.core(**arguments) if isinstance(arguments, Mapping) else model.core(*arguments)
+    except torch.OutOfMemoryError as error:
+        halves = halved(batch)
+        if halves is None:
+            raise ModelError(f"{model.name}: not even one sequence fits into the device's memory: {error}") from error
+        for tap, rows in zip(taps, kept, strict=True):
+            tap.rows = rows
+        torch.cuda.empty_cache()
+    except Exception as error:  # the model's own code runs here, so anything can be raised
+        raise ModelError(f"{model.name}: its forward pass fails: {type(error).__name__}: {error}") from error
+    else:
+        return
+    for half in halves:
+        _feed(model, half, taps)
+
+
+def call_arguments(core: nn.Module, batch: Any) -> Any:
+    """The batch, with a transformers model's cache switched off: nothing is generated here."""
+    cached = isinstance(batch, Mapping) and hasattr(getattr(core, "config", None), "use_cache")
+    return {"use_cache": False, **batch} if cached else batch
+
+
+def padding_masks(batch: Any) -> list[torch.Tensor]:
+    """The attention masks of a batch that leave anything out, (B, T), true where a token counts."""
+    if not isinstance(batch, Mapping):
+        return []
+    masks = [value for name, value in batch.items() if name.endswith("attention_mask") and torch.is_tensor(value)]
+    return [mask.bool() for mask in masks if mask.dim() == 2 and not mask.all()]
+
+
+def halved(batch: Any) -> tuple[Any, Any] | None:
+    """A batch in two, along the first axis of what has the batch's size; None for a batch of one."""
+    named = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(batch))
+    tensors = [value for value in named.values() if torch.is_tensor(value) and value.dim()]
+    size = len(tensors[0]) if tensors else 0
+    if size < 2:
+        return None
+
+    def part(where: slice) -> Any:
+        cut = {k: v[where] if torch.is_tensor(v) and v.dim() and len(v) == size else v for k, v in named.items()}
+        return cut if isinstance(batch, Mapping) else tuple(cut.values())
+
+    return part(slice(size // 2)), part(slice(size // 2, None))
