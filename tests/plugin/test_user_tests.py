@@ -209,7 +209,6 @@ def test_a_choice_that_matches_no_norm_is_skipped_and_not_a_pass(pytester, check
         ('modle="m"', "by name"),
         ('model="nothing-here"', "no such model: 'nothing-here'"),
         ('model="m", level="deep"', "deep"),
-        ('model="m", level="deep"', "deep"),
         ("model=7", "model"),
         ('model="m", level="read", kind="layrnorm"', "layrnorm"),
         ('model="m", level="read", role="last"', "last"),
