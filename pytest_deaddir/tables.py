@@ -88,6 +88,7 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "eigenvalue": _FORWARD,
         "eigenvalue_relative": _FORWARD,
         "noise_ratio": _FORWARD,
+        "noise_excess": _FORWARD,  # noise_ratio over what the rounding of the computed mean explains
         "dead_dimension": _FORWARD,
         "bottom_singular_values": _FORWARD,
         "unmeasured": _FORWARD,  # why nothing could be measured here

@@ -19,14 +19,16 @@ from pytest_deaddir.tables import Row, row
 COORDINATES = 8
 CARRIES = 0.1
 
+_BEFORE = "before the first block"
+
 
 def block_rows(stream: StreamTaps, sites: Mapping[str, NormSite], default_dtype: str, solver: str) -> list[Row]:
     """A row for the stream before the first block, of index -1, and one after each block.
 
-    What is known to be dead is deflated first: a LayerNorm's kernel where the stream is its output (post-norm), the mean
-    where every writer is centred (folded weights). ``smin_ratio``: σ_min over that of the row before;
-    ``smin_ratio_relative``: the same over the median, which a rescaled stream keeps, with σ_min taken for its noise floor
-    where it lies below that, so that it is the most that it can be.
+    What is known to be dead is deflated first: a LayerNorm's kernel where the stream is its output (post-norm), and from
+    there on, since blocks only add to it; the mean where every writer is centred (folded weights). ``smin_ratio``: σ_min
+    over that of the row before; ``smin_ratio_relative``: the same over the median, which a rescaled stream keeps, with
+    σ_min taken for its noise floor where it lies below that, so that it is the most that it can be.
     """
     stack = stream.stack
     ends = stack.ends or (None,) * len(stream.taps)
@@ -34,6 +36,7 @@ def block_rows(stream: StreamTaps, sites: Mapping[str, NormSite], default_dtype:
     rows: list[Row] = []
     previous: Bottom | None = None
     broken = ""
+    known = np.zeros((0, 0))
     for index, (tap, end) in enumerate(zip(stream.taps, ends, strict=True), start=-1):
         path = stack.blocks[index] if index >= 0 else f"input of {stack.blocks[0]}"
         facts = row(
@@ -45,18 +48,15 @@ def block_rows(stream: StreamTaps, sites: Mapping[str, NormSite], default_dtype:
             samples=tap.samples or None,
         )
         rows.append(facts)
-        if not tap.samples and tap.rows.finite:
-            facts["inconclusive"] = f"no rows of {tap.rows.width} features: the width changes here, or nothing ran"
-        else:
-            facts["unmeasured"] = "" if broken else unmeasurable(tap)
-            facts["inconclusive"] = (
-                f"it lies behind {broken}" if broken else "" if facts["unmeasured"] else too_few(tap)
-            )
-            broken = broken or (path if facts["unmeasured"] else "")
+        facts |= {"unmeasured": "", "inconclusive": f"it lies behind {broken}"} if broken else _unusable(tap, index)
         if facts["unmeasured"] or facts["inconclusive"]:
+            broken = broken or (path if facts["unmeasured"] or facts["inconclusive"].startswith(_BEFORE) else "")
             previous = None
             continue
-        known, facts["deflated"] = _known(sites.get(end or ""), tap.rows.width, folded)
+        if (here := _known(sites.get(end or ""), tap.rows.width, folded))[1] or known.shape[0] != tap.rows.width:
+            known, facts["deflated"] = here
+        else:
+            facts["deflated"] = rows[-2]["deflated"]
         dtype = facts["dtype"] = dtype_of(tap, default_dtype)
         found = spectrum(tap.rows, dtype, solver=solver, without=known)
         smallest, floor = float(found.values[0]), float(found.floors[0])
@@ -82,6 +82,19 @@ def block_rows(stream: StreamTaps, sites: Mapping[str, NormSite], default_dtype:
             facts |= _pinpoint(found, known, block, tap, dtype)
         previous = found
     return rows
+
+
+def _unusable(tap: Tap, index: int) -> Row:
+    """Why nothing can be measured at a place of the stream, or nothing can be concluded; both empty where something can."""
+    if not tap.samples and tap.rows.finite:
+        return {
+            "unmeasured": "",
+            "inconclusive": f"no rows of {tap.rows.width} features: the width changes here, or nothing ran",
+        }
+    reason = unmeasurable(tap)
+    if reason and index < 0 and tap.rows.finite:  # learned queries, all alike before they are trained
+        return {"unmeasured": "", "inconclusive": f"{_BEFORE} {reason}"}
+    return {"unmeasured": reason, "inconclusive": "" if reason else too_few(tap)}
 
 
 def _is_centred(tap: Tap) -> bool:

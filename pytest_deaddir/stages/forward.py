@@ -106,7 +106,9 @@ def forward_stage(
             inputs=done.inputs.name,
             inputs_source=done.inputs.source,
             samples=(done.main.samples or None) if done.main else None,
-            samples_per_width=round(done.main.samples / done.main.rows.width, 4) if done.main else None,
+            samples_per_width=round(done.main.samples / done.main.rows.width, 4)
+            if done.main and done.main.samples
+            else None,
             versions=versions("numpy", "torch", *(["transformers"] if model.config is not None else [])),
             seconds=read_seconds | {"forward": round(time.perf_counter() - started, 4)},
             peak_memory=peak_memory(),

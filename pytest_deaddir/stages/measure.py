@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pytest_deaddir.algebra.floor import UNIT_ROUNDOFF, dead_threshold, direction_floor
+from pytest_deaddir.algebra.floor import (
+    UNIT_ROUNDOFF,
+    arithmetic_excess,
+    arithmetic_noise,
+    dead_threshold,
+    direction_floor,
+)
 from pytest_deaddir.discovery.discover import NormSite
 from pytest_deaddir.stages.accumulate import Accumulator
 from pytest_deaddir.stages.bottom import bottom, deflated, scale
@@ -20,6 +26,9 @@ FIRST = 8
 
 #: Centred over raw norm at which all activations are one point, as far as float32 can tell.
 COLLAPSED = 1e-6
+
+#: Rounding of the mean, as a part of the output, above which the measured bottom directions are those of the rounding.
+TURNED = 1e-4
 
 #: Part of all directions that rounding may hide before a dead one proves nothing.
 HIDDEN = 0.5
@@ -81,7 +90,12 @@ def unmeasurable(tap: Tap) -> str:
     collapsed = tap.samples > tap.rows.width and tap.rows.spread < COLLAPSED  # first, since it takes what is waiting
     if not tap.rows.finite:
         return "its activations are not finite"
-    return "its activations have collapsed to one point" if collapsed else ""
+    if collapsed:
+        return "its activations have collapsed to one point"
+    limits = torch.finfo(getattr(torch, tap.dtype or "float32"))
+    if tap.samples and float(tap.rows.energy.mean()) ** 0.5 < min(limits.tiny / limits.eps, 1e-3):  # float16 ends early
+        return f"its activations underflow: they lie at the end of {tap.dtype}'s range"
+    return ""
 
 
 def too_few(tap: Tap) -> str:
@@ -118,18 +132,25 @@ def site_columns(site: NormSite, tap: NormTap, default_dtype: str, predicted: in
             f"{found.dead} of {site.features} directions vary no more than rounding to {dtype}, so that a dead one says "
             "little: more distinct inputs (--deaddir-inputs) or a wider dtype (--deaddir-dtype=float32) would settle it"
         )
+    if site.kind == "layernorm" and arithmetic_noise(site.features, tap.offset, dtype) > TURNED:
+        columns["inconclusive"] = (
+            f"its input's mean is {tap.offset**0.5:.3g} times its standard deviation, so that the rounding of the computed "
+            "mean hides the kernel: float64 would settle it (--deaddir-dtype=float64)"
+        )
     kernel = tap.kernel
     if kernel.shape[1] == 0:
         return columns  # an RMSNorm with zeros in γ has no γ⁻¹
     variance = tap.rows.variance.cpu().numpy()
     floors = direction_floor(kernel, tap.rows.energy.cpu().numpy(), dtype)
     along = float(variance.max())
+    # a coordinate with γ = β = 0 has neither variance nor floor, and nothing is as dead as that
+    noise_ratio = float(np.max(variance / np.where(floors > 0, floors, 1.0)))
     subspace = found.vectors[:, : max(found.dead, min(predicted, site.features - 1))]
     return columns | {
         "eigenvalue": along,
         "eigenvalue_relative": along / found.largest**2,
-        # a coordinate with γ = β = 0 has neither variance nor floor, and nothing is as dead as that
-        "noise_ratio": float(np.max(variance / np.where(floors > 0, floors, 1.0))),
+        "noise_ratio": noise_ratio,
+        "noise_excess": noise_ratio / arithmetic_excess(site.features, tap.offset, dtype),
         "alignment": _alignment(subspace, kernel),
         "alignment_bottom": _alignment(found.vectors[:, :1], kernel) if kernel.shape[1] == 1 else None,
     }

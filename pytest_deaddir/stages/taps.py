@@ -47,13 +47,28 @@ class Tap:
         if activations is None or not activations.numel() or activations.shape[self.axis] != self.rows.width:
             return
         self.dtype = str(activations.dtype).removeprefix("torch.")
+        self.rows.update(self.counted(activations))
+
+    def counted(self, activations: torch.Tensor) -> torch.Tensor:
+        """The rows of a tensor that are no padding, (…, d)."""
         activations = activations.movedim(self.axis, -1)
         mask = next((mask for mask in self.masks if mask.shape == activations.shape[:2]), None)
-        self.rows.update(activations if mask is None else activations[mask.to(activations.device)])
+        return activations if mask is None else activations[mask.to(activations.device)]
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`restore` takes, to undo all that was taken since. Nothing of it is ever changed in place."""
+        return {**vars(self), "rows": copy.copy(self.rows)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to an earlier state."""
+        vars(self).update(state)
 
 
 class NormTap(Tap):
-    """On a norm's output. ``kernel``, (d, k): a LayerNorm's kernel, or γ⁻¹ of an RMSNorm, which should not be dead."""
+    """On a norm's output. ``kernel``, (d, k): a LayerNorm's kernel, or γ⁻¹ of an RMSNorm, which should not be dead.
+
+    ``offset``: the mean over rows of (mean/std)² of what the norm takes, by which the rounding of a computed mean grows.
+    """
 
     def __init__(self, site: NormSite) -> None:
         gamma = site.probe.gamma
@@ -65,14 +80,24 @@ class NormTap(Tap):
                 self.kernel = direction(gamma)[:, None]
         super().__init__(site.features, self.kernel, site.probe.axis or -1)
         self.path = site.path
+        self._offsets: torch.Tensor | float = 0.0
+
+    @property
+    def offset(self) -> float:
+        """See above."""
+        return float(self._offsets) / max(self.samples, 1)
 
     def attach(self, module: nn.Module) -> Iterable[Callable[[], None]]:
         """Hook the module; gives what takes the hooks off."""
 
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            self.take(next(floating(output), None))
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            given, taken = next(floating(output), None), next(floating((args, kwargs)), None)
+            self.take(given)
+            if given is not None and taken is not None and taken.shape == given.shape:
+                variance, mean = torch.var_mean(self.counted(taken).detach().float(), -1, correction=0)
+                self._offsets = self._offsets + (mean.square() / variance.clamp(min=1e-38)).sum()
 
-        yield module.get_submodule(self.path).register_forward_hook(hook).remove
+        yield module.get_submodule(self.path).register_forward_hook(hook, with_kwargs=True).remove
 
 
 class StreamTaps:
@@ -142,7 +167,7 @@ def run(
 def _feed(model: Model, batch: Any, taps: Sequence[Tap]) -> None:
     """One batch; in halves where it does not fit, with what the taps had taken of it taken back."""
     masks = padding_masks(batch)
-    kept = [copy.copy(tap.rows) for tap in taps]
+    before = [tap.state() for tap in taps]
     for tap in taps:
         tap.masks = masks
     try:
@@ -152,8 +177,8 @@ def _feed(model: Model, batch: Any, taps: Sequence[Tap]) -> None:
         halves = halved(batch)
         if halves is None:
             raise ModelError(f"{model.name}: not even one sequence fits into the device's memory: {error}") from error
-        for tap, rows in zip(taps, kept, strict=True):
-            tap.rows = rows
+        for tap, state in zip(taps, before, strict=True):
+            tap.restore(state)
         torch.cuda.empty_cache()
     except Exception as error:  # the model's own code runs here, so anything can be raised
         raise ModelError(f"{model.name}: its forward pass fails: {type(error).__name__}: {error}") from error
