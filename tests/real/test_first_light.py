@@ -75,7 +75,7 @@ def test_the_larger_iglm_passes_from_a_pickle(iglm):
     assert norm["gamma_file"] == "pytorch_model.bin"
 
 
-def test_smollm2_has_no_kernel(smollm2):
+def test_smollm2_has_no_kernel_and_keeps_its_stream_through_thirty_blocks(smollm2):
     audited = audit(smollm2, samples=1200)
     norm = final(audited)
     assert norm["kind"] == "rmsnorm"
@@ -83,3 +83,7 @@ def test_smollm2_has_no_kernel(smollm2):
     assert norm["dead_dimension"] == 0
     assert audited.model["normalisation"] == "rmsnorm"
     assert [code for code, _ in codes(audited)] == ["DD901"]  # 1200 rows for a width of 576, to save time here
+    _, first, *others = audited.blocks
+    assert first["readable"]  # before it, 1200 tokens of text need not span 576 dimensions
+    assert len(others) == 29
+    assert all(row["readable"] and row["smin_ratio"] > 0.2 for row in others)
