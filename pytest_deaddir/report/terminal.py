@@ -92,6 +92,10 @@ def _facts(audit: dict[str, Any]) -> str:
     if model["samples"]:
         synthetic = ", synthetic" if model["inputs_source"] == "synthetic" else ""
         parts.append(f"{model['samples']} rows of {model['inputs']}{synthetic} (N/d {model['samples_per_width']:.3g})")
+    if model["depth"] is not None:
+        parts.append(f"depth {model['depth']:.2f}")
+    if model["redundant_parameters"]:
+        parts.append(f"{model['redundant_parameters']} redundant parameters")
     if model["requests"]:
         parts.append(f"{model['bytes_read'] / 1e3:.0f} kB in {_counted(model['requests'], 'request')}")
     parts.append(f"{sum(model['seconds'].values()):.2f} s")

@@ -176,3 +176,14 @@ def test_the_module_is_left_as_it_was():
 def test_two_runs_give_the_same_tables():
     first, second = (audit("random:gpt2?n_layer=1&n_embd=32&n_head=2&vocab_size=64") for _ in range(2))
     assert first.norms == second.norms
+    assert first.blocks == second.blocks
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_either_attention_gives_the_same_verdict(attention):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=64, attn_implementation=attention)
+    torch.manual_seed(0)
+    audited = audit(transformers.GPT2Model(config).train())  # dropout is off while it is measured
+    assert audited.checks["failed"] == 0
+    assert all(row["readable"] for row in audited.blocks)
