@@ -93,7 +93,9 @@ class AuditItem(pytest.Item):
             lines = [line for finding in excinfo.value.findings for line in finding_lines(finding)]
             return "\n".join([*lines, rerun])
         if isinstance(excinfo.value, DeaddirError):
-            return f"{excinfo.value}\n{rerun}"
+            from pytest_deaddir.report.terminal import escaped
+
+            return "\n".join([*map(escaped, str(excinfo.value).splitlines()), rerun])  # it may name a stranger's files
         return super().repr_failure(excinfo, style)
 
     def report(self, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:

@@ -91,7 +91,9 @@ def _facts(audit: dict[str, Any]) -> str:
     ]
     if model["samples"]:
         synthetic = ", synthetic" if model["inputs_source"] == "synthetic" else ""
-        parts.append(f"{model['samples']} rows of {model['inputs']}{synthetic} (N/d {model['samples_per_width']:.3g})")
+        parts.append(
+            f"{model['samples']} rows of {escaped(model['inputs'])}{synthetic} (N/d {model['samples_per_width']:.3g})"
+        )
     if model["depth"] is not None:
         parts.append(f"depth {model['depth']:.2f}")
     if model["redundant_parameters"]:
