@@ -32,21 +32,31 @@ def audit(
     rules: Sequence[Rule] | None = None,
     seed: int = 0,
     samples: int | None = None,
+    batch_size: int | None = None,
     solver: str = "inverse",
 ) -> Audit:
     """Measure a subject and judge it.
 
-    ``subject``: a spec as for ``--deaddir-model``, a path, or an ``nn.Module``. ``inputs``: a text file's path, or the
-    arguments of a forward pass (mapping, tuple or tensor; a list of these as batches). ``device``: auto, cpu, cuda or
-    mps; a module stays where it is by default. ``dtype``: float64, float32, bfloat16 or float16; default the
-    checkpoint's own. ``rules``: default the shipped ones. ``samples``: rows of activations, default 4 × width.
+    ``subject``: a spec as for ``--deaddir-model``, a path, or an ``nn.Module``. ``inputs``: a path as for
+    ``--deaddir-inputs``, or the arguments of a forward pass (mapping, tuple or tensor; a list of these as batches).
+    ``device``: auto, cpu, cuda or mps; a module stays where it is by default. ``dtype``: float64, float32, bfloat16 or
+    float16; default the checkpoint's own. ``rules``: default the shipped ones. ``samples``: rows of activations, default
+    4 × width. ``batch_size``: sequences of one forward pass, default as many as make about 2000 rows.
     ``solver``: inverse, or svd for full decompositions of every tap.
     Raises a :class:`~pytest_deaddir.errors.DeaddirError` that says what is wrong with the subject or the inputs.
     """
     from pytest_deaddir.rules import judge, load_rules, shipped_rules
 
     measured = measure(
-        subject, level=level, inputs=inputs, device=device, dtype=dtype, seed=seed, samples=samples, solver=solver
+        subject,
+        level=level,
+        inputs=inputs,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        samples=samples,
+        batch_size=batch_size,
+        solver=solver,
     )
     return judge(measured, load_rules([shipped_rules()]) if rules is None else rules)
 
@@ -60,6 +70,7 @@ def measure(
     dtype: str | None = None,
     seed: int = 0,
     samples: int | None = None,
+    batch_size: int | None = None,
     sites: str | None = None,
     solver: str = "inverse",
 ) -> Audit:
@@ -83,6 +94,7 @@ def measure(
     options: dict[str, Any] = {
         "inputs": inputs,
         "samples": samples,
+        "batch_size": batch_size,
         "seed": seed,
         "sites": sites or "all",
         "solver": solver,

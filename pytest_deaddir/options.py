@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ def add_options(parser: pytest.Parser) -> None:
 
     def add(name: str, metavar: str | None, text: str, ini: Any = "string", action: str = "store") -> None:
         extra = {} if metavar is None else {"metavar": metavar}
-        group.addoption(f"--deaddir-{name}", dest=f"deaddir_{name}", default=None, action=action, help=text, **extra)
-        parser.addini(f"deaddir_{name}", f"{text} (the option's default)", type=ini, default=None)
+        twin = f"deaddir_{name}".replace("-", "_")
+        group.addoption(f"--deaddir-{name}", dest=twin, default=None, action=action, help=text, **extra)
+        parser.addini(twin, f"{text} (the option's default)", type=ini, default=None)
 
     add(
         "model",
@@ -43,8 +45,9 @@ def add_options(parser: pytest.Parser) -> None:
     add("dtype", "DTYPE", f"What the model runs in: auto (its own), {', '.join(DTYPES)}.")
     add("sites", "SITES", "Which norms to look at: all, final (default: all; at the level read on a hub final).")
     add("solver", "SOLVER", "Of the measured spectra: inverse (the default), svd (full decompositions).")
-    add("inputs", "FILE", "Text file to feed the model (default: the documentation in pydoc_data.topics).")
+    add("inputs", "PATH", "What to feed the model: text, .jsonl, tables, images, .wav, .npz (default: English text).")
     add("samples", "N", "Rows of activations to measure (default: 4 for each dimension of the width).")
+    add("batch-size", "N", "Sequences of one forward pass (default: as many as make about 2000 rows).")
     add("rules", "PATH", "Rule file or folder, beside the shipped rules. Repeatable.", "linelist", "append")
     add("report", "PATH", "Write the audit to PATH (.json). Repeatable.", "linelist", "append")
     add("only", None, "Run the audit and none of the other tests.", "bool", "store_true")
@@ -62,6 +65,7 @@ class Settings:
     dtype: str | None
     inputs: Path | None
     samples: int | None
+    batch_size: int | None
     rules: tuple[Rule, ...]
     rule_paths: tuple[Path, ...]
     reports: tuple[Path, ...]
@@ -83,7 +87,7 @@ class Settings:
             text = str(spec.path.resolve())
         options: list[tuple[str, Any]] = [("model", text)]
         options += [(name, getattr(self, name)) for name in ("level", "sites", "solver", "dtype", "inputs", "samples")]
-        options += [("device", None if self.device == "auto" else self.device)]
+        options += [("batch-size", self.batch_size), ("device", None if self.device == "auto" else self.device)]
         options += [("rules", path) for path in self.rule_paths]
         given = [f"--deaddir-{name}={value}" for name, value in options if value is not None]
         return shlex.join(["pytest", "--deaddir-only", "-k", f"only:{code}", *given])
@@ -100,10 +104,11 @@ def read_settings(config: pytest.Config) -> Settings:
 
     def value(name: str) -> tuple[Any, Path]:
         """An option, else its ini twin, and the folder that its relative paths start at."""
-        given = config.getoption(f"deaddir_{name}")
+        twin = f"deaddir_{name}".replace("-", "_")
+        given = config.getoption(twin)
         if given is not None:
             return given, config.invocation_params.dir
-        return config.getini(f"deaddir_{name}") or None, base
+        return config.getini(twin) or None, base
 
     def one_of(name: str, allowed: Sequence[str]) -> Any:
         given = value(name)[0]
@@ -111,6 +116,13 @@ def read_settings(config: pytest.Config) -> Settings:
             problems.append(f"--deaddir-{name} {given}: not one of {', '.join(allowed)}")
             return None
         return given
+
+    def number(name: str) -> int | None:
+        given = value(name)[0]
+        if given is not None and not (str(given).isdecimal() and int(given) > 0):
+            problems.append(f"--deaddir-{name} {given}: not a positive whole number")
+            return None
+        return None if given is None else int(given)
 
     def paths(name: str) -> list[Path]:
         given, start = value(name)
@@ -122,16 +134,13 @@ def read_settings(config: pytest.Config) -> Settings:
     sites = one_of("sites", ("all", "final"))
     solver = one_of("solver", SOLVERS)
 
-    samples = value("samples")[0]
-    if samples is not None and not (str(samples).isdecimal() and int(samples) > 0):
-        problems.append(f"--deaddir-samples {samples}: not a positive whole number")
-        samples = None
+    samples, batch_size = number("samples"), number("batch-size")
     inputs = None
     given, start = value("inputs")
     if given is not None:
         inputs = start / given
-        if not inputs.is_file():
-            problems.append(f"--deaddir-inputs {given}: no such file")
+        if not os.path.exists(inputs):  # noqa: PTH110, since Path.exists raises for what cannot be a path
+            problems.append(f"--deaddir-inputs {given}: no such file or folder")
 
     reports = paths("report")
     for report in reports:
@@ -175,7 +184,8 @@ def read_settings(config: pytest.Config) -> Settings:
         device=device,
         dtype=None if dtype == "auto" else dtype,
         inputs=inputs,
-        samples=None if samples is None else int(samples),
+        samples=samples,
+        batch_size=batch_size,
         rules=tuple(rules),
         rule_paths=tuple(rule_paths),
         reports=tuple(reports),

@@ -41,6 +41,7 @@ class Measurements:
                     device=chosen.device,
                     dtype=chosen.dtype,
                     samples=chosen.samples,
+                    batch_size=chosen.batch_size,
                     sites=chosen.sites,
                     solver=chosen.solver or "inverse",
                 )

@@ -329,11 +329,11 @@ def _downloaded(spec: Spec) -> tuple[Path, str]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     assert spec.repository is not None
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    wanted = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
     try:
         path = Path(snapshot_download(spec.repository, revision=spec.revision, allow_patterns=wanted))
         if not any((path / name).is_file() for name in WEIGHTS[:2]):
-            wanted = ["*.json", "*.txt", "*.model", "pytorch_model*.bin"]
+            wanted = ["*.json", "*.txt", "*.model", "*.jinja", "pytorch_model*.bin"]
             path = Path(snapshot_download(spec.repository, revision=spec.revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise SpecError(

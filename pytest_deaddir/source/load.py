@@ -22,6 +22,9 @@ from pytest_deaddir.source.spec import Spec
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 
+#: The files that say how images and sounds are prepared.
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
 
 @dataclass
 class Model:
@@ -30,7 +33,8 @@ class Model:
     ``core`` is what is called: the module itself, or under a transformers head the base model, which saves the logits.
     ``missing``: parameters that the architecture has and the files lack; ``orphans``: the other way round.
     ``inputs``: what a factory returned beside it.
-    ``tokenizer``: keyword arguments for AutoTokenizer.from_pretrained, None where the subject has no files of its own.
+    ``tokenizer``: keyword arguments for AutoTokenizer.from_pretrained, None where the subject has no files of its own;
+    ``processor``: the same for what prepares its images or sounds.
     """
 
     module: nn.Module
@@ -40,6 +44,7 @@ class Model:
     orphans: frozenset[str] = frozenset()
     inputs: Any = None
     tokenizer: dict[str, Any] | None = None
+    processor: dict[str, Any] | None = None
     revision: str | None = None
 
     @property
@@ -174,11 +179,13 @@ def _pretrained(spec: Spec, dtype: str | None) -> Model:
         except Exception as error:  # every library below has errors of its own for a file it cannot use
             raise CheckpointError(source, f"transformers cannot load it: {type(error).__name__}: {error}") from error
     model = wrap(module)
+    own = {"pretrained_model_name_or_path": path, **options}
     return dataclasses.replace(
         model,
         missing=frozenset(report["missing_keys"]),
         orphans=frozenset(report["unexpected_keys"]),
-        tokenizer={"pretrained_model_name_or_path": path, **options} if _has_tokenizer(spec, path) else None,
+        tokenizer=own if _has_tokenizer(spec, path) else None,
+        processor=own if spec.form != "gguf" and any((path / name).is_file() for name in PROCESSORS) else None,
         revision=revision,
     )
 

@@ -303,11 +303,11 @@ def _channels(request: _Request) -> int:
     return request.number("num_channels", "in_channels", "in_chans", "num_input_channels", default=3, near="vision")
 
 
-_PACKED = ("grid_thw", "image_grid_thw", "image_grid_hw", "target_sizes", "merge_sizes")
+PACKED = ("grid_thw", "image_grid_thw", "image_grid_hw", "target_sizes", "merge_sizes")
 
 
 def _is_packed(request: _Request) -> bool:
-    return any(n in request.parameters for n in _PACKED)
+    return any(n in request.parameters for n in PACKED)
 
 
 def _merge(request: _Request) -> int:

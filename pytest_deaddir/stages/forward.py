@@ -63,6 +63,7 @@ def forward_stage(
     seed: int = 0,
     sites: str = "all",
     solver: str = "inverse",
+    batch_size: int | None = None,
 ) -> tuple[Audit, Pass]:
     """Audit a loaded model with one forward pass.
 
@@ -71,10 +72,10 @@ def forward_stage(
     Raises :class:`InputsError` and :class:`ModelError`. The model is left without hooks.
     """
     started = time.perf_counter()
-    done = forward_pass(model, prepare(model, inputs, seed), samples=samples, sites=sites)
+    done = forward_pass(model, prepare(model, inputs, seed, batch_size), samples=samples, sites=sites)
     final = done.found.final or next((site for site in reversed(done.found.norms) if site.role == "final"), None)
     if final is not None and done.norms[final.path].rows.finite:
-        require_samples(done.norms[final.path].samples, final.features)
+        require_samples(done.norms[final.path].samples, final.features, done.inputs.name)
 
     stored = {} if audit is None else {norm["path"]: norm for norm in audit.norms}
     homes = matched_paths([site.path for site in done.found.norms], stored)

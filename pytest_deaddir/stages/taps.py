@@ -17,7 +17,7 @@ from pytest_deaddir.discovery.discover import NormSite
 from pytest_deaddir.discovery.stacks import Stack
 from pytest_deaddir.discovery.trace import evaluating, floating
 from pytest_deaddir.errors import ModelError
-from pytest_deaddir.source.inputs import Inputs, moved
+from pytest_deaddir.source.inputs import Inputs, halved, moved
 from pytest_deaddir.source.load import Model
 from pytest_deaddir.stages.accumulate import Accumulator
 
@@ -160,7 +160,7 @@ def run(
         for batch in inputs.batches(wanted):
             seen = main.samples
             _feed(model, moved(batch, *place), taps)
-            if inputs.source == "synthetic" and (main.samples >= wanted or main.samples == seen):
+            if inputs.open_ended and (main.samples >= wanted or main.samples == seen):
                 break
 
 
@@ -176,7 +176,9 @@ def _feed(model: Model, batch: Any, taps: Sequence[Tap]) -> None:
     except torch.OutOfMemoryError as error:
         halves = halved(batch)
         if halves is None:
-            raise ModelError(f"{model.name}: not even one sequence fits into the device's memory: {error}") from error
+            raise ModelError(
+                f"{model.name}: the smallest batch that can be made does not fit into the device's memory: {error}"
+            ) from error
         for tap, state in zip(taps, before, strict=True):
             tap.restore(state)
         torch.cuda.empty_cache()
@@ -200,18 +202,3 @@ def padding_masks(batch: Any) -> list[torch.Tensor]:
         return []
     masks = [value for name, value in batch.items() if name.endswith("attention_mask") and torch.is_tensor(value)]
     return [mask.bool() for mask in masks if mask.dim() == 2 and not mask.all()]
-
-
-def halved(batch: Any) -> tuple[Any, Any] | None:
-    """A batch in two, along the first axis of what has the batch's size; None for a batch of one."""
-    named = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(batch))
-    tensors = [value for value in named.values() if torch.is_tensor(value) and value.dim()]
-    size = len(tensors[0]) if tensors else 0
-    if size < 2:
-        return None
-
-    def part(where: slice) -> Any:
-        cut = {k: v[where] if torch.is_tensor(v) and v.dim() and len(v) == size else v for k, v in named.items()}
-        return cut if isinstance(batch, Mapping) else tuple(cut.values())
-
-    return part(slice(size // 2)), part(slice(size // 2, None))

@@ -17,6 +17,8 @@ LLAMA = (
     "random:llama?num_hidden_layers=1&hidden_size=32&num_attention_heads=2&num_key_value_heads=2"
     "&intermediate_size=64&vocab_size=64&max_position_embeddings=64"
 )
+#: A trained GPT-2 with its tokenizer, of width 128.
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-gpt2"
 _RULES = load_rules([shipped_rules()])
 #: The names of a model's items at each level; the catalogue may grow.
 READ_ITEMS = ["discovery", *(rule.code for rule in _RULES if rule.level == "read")]

@@ -12,6 +12,7 @@ import pytest
 
 from plugin.helpers import (
     CHECKS,
+    EXAMPLE,
     FORWARD_ITEMS,
     GPT2,
     READ_ITEMS,
@@ -124,7 +125,10 @@ def test_a_file_that_is_no_checkpoint_is_refused(audit, pytester, nothing_is_mea
         ("--deaddir-samples=-5", "--deaddir-samples -5"),
         ("--deaddir-samples=many", "--deaddir-samples many"),
         ("--deaddir-samples=1.5", "--deaddir-samples 1.5"),
+        ("--deaddir-batch-size=0", "--deaddir-batch-size 0: not a positive whole number"),
+        ("--deaddir-batch-size=all", "--deaddir-batch-size all"),
         ("--deaddir-inputs=nothing.txt", "--deaddir-inputs nothing.txt: no such file"),
+        (f"--deaddir-inputs={'x' * 5000}", "no such file or folder"),
         ("--deaddir-report=out.html", "out.html: the suffix must be .json"),
         ("--deaddir-report=out", "out: the suffix must be .json"),
         ("--deaddir-report=nowhere/out.json", "nowhere/out.json: no such folder"),
@@ -132,7 +136,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(audit, pytester, nothing_is_mea
         ("--deaddir-rules=nothing.toml", "nothing.toml: cannot be read"),
         ("--deaddir-rules=m", "no *.toml rule file in this folder"),
     ],
-    ids=lambda value: value.removeprefix("--deaddir-") if value.startswith("--deaddir-") else None,
+    ids=lambda value: value.removeprefix("--deaddir-")[:24] if value.startswith("--deaddir-") else None,
 )
 def test_an_option_that_cannot_be_meant_is_refused(audit, checkpoint, pytester, nothing_is_measured, option, says):
     checkpoint()
@@ -459,6 +463,37 @@ def test_a_text_file_for_a_model_without_a_tokenizer(audit, pytester, with_torch
     (pytester.path / "text.txt").write_text("word " * 1000)
     options = ["--deaddir-report=out.json", "--deaddir-inputs=text.txt"]
     assert_fails_whole(audit(*options, models=[GPT2], level="forward"), "text.txt: the model has no tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b'{"text": "one"}\n{"text": 2}\n', "a.jsonl: line 2: its text is not a string, but int"),
+        ("a.jsonl", b'{"text": "one"}\n\xff\n', "a.jsonl: line 2: not UTF-8"),
+        ("a.jsonl", b'{"text": "one"}\n', "at least 129 are needed, 512 are advised: a.jsonl gives no more"),
+    ],
+    ids=["text", "bytes", "few"],
+)
+def test_records_that_cannot_be_fed(audit, pytester, with_torch, name, content, says):
+    (pytester.path / name).write_bytes(content)
+    options = ["--deaddir-report=out.json", f"--deaddir-inputs={name}"]
+    assert_fails_whole(audit(*options, models=[EXAMPLE], level="forward"), says)
+
+
+def test_the_name_of_a_strangers_file_does_nothing_to_a_terminal(audit, pytester, with_torch):
+    pytester.mkdir("data")
+    (pytester.path / "data" / "\x1b[2J.jsonl").write_bytes(b"{")
+    shown = text_of(audit("--deaddir-inputs=data", models=[EXAMPLE], level="forward"))
+    assert r"data/\x1b[2J.jsonl: line 1: not JSON" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_folder_of_nothing_to_feed(audit, pytester, with_torch):
+    pytester.mkdir("data")
+    (pytester.path / "data" / "script.py").write_text("raise SystemExit")
+    options = ["--deaddir-report=out.json", "--deaddir-inputs=data"]
+    result = audit(*options, models=[EXAMPLE], level="forward")
+    assert_fails_whole(result, "data: nothing in this folder can be fed")
 
 
 def test_a_device_that_is_not_there(audit, with_torch, monkeypatch):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
-from plugin.helpers import GPT2, READ_ITEMS, assert_refused, collected, outcomes, report_of
+import pytest
+from tokenizers import Tokenizer
+
+from plugin.helpers import EXAMPLE, GPT2, READ_ITEMS, assert_refused, collected, outcomes, report_of, rerun_lines
 
 RULE = """
 code = "ACME001"
@@ -77,6 +80,30 @@ def test_samples_and_dtype_come_from_the_ini_file(pytester, with_torch):
     assert model["model"]["dtype"] == "bfloat16"
     assert model["model"]["samples"] < 4 * 32
     assert [finding["code"] for finding in model["findings"]] == ["DD901"]
+
+
+def test_inputs_and_batch_size_come_from_the_ini_file(pytester, with_torch):
+    """Records of 10 to 29 tokens: what is counted and measured is those, and none of their padding."""
+    lengths = [10 + index % 20 for index in range(40)]
+    lines = [json.dumps({"text": "word " * length}) for length in lengths]
+    (pytester.path / "data").mkdir()
+    (pytester.path / "data" / "a.jsonl").write_text("\n".join(lines))
+    encode = Tokenizer.from_file(str(EXAMPLE / "tokenizer.json")).encode
+    tokens = sum(len(encode("word " * length).ids) for length in lengths)
+    ini(pytester, model=EXAMPLE, samples=100_000, inputs="data", batch_size="7", report="out.json")
+    assert pytester.runpytest_inprocess().ret == 0
+    (model,) = report_of("out.json")
+    assert (model["model"]["inputs"], model["model"]["inputs_source"]) == ("data", "own")
+    assert model["model"]["samples"] == tokens
+
+
+def test_the_command_that_runs_a_check_again_names_the_inputs_and_the_batch_size(pytester, with_torch):
+    (pytester.path / "rule.toml").write_text(RULE)
+    (pytester.path / "a.jsonl").write_text('"one"')
+    ini(pytester, model=EXAMPLE, inputs="a.jsonl", batch_size="7")
+    [command] = rerun_lines(pytester.runpytest_inprocess("--deaddir-only"))
+    assert "--deaddir-batch-size=7" in command
+    assert f"--deaddir-inputs={pytester.path / 'a.jsonl'}" in command
 
 
 def test_inputs_come_from_the_ini_file(pytester, checkpoint):
