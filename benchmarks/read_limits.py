@@ -88,7 +88,9 @@ def main() -> None:
         layers, shards = 1000, 20
         home = Path(folder, "thousand")
         home.mkdir()
-        (home / "config.json").write_text(json.dumps({"rms_norm_eps": 1e-6, "hidden_size": WIDTH}))
+        (home / "config.json").write_text(
+            json.dumps({"model_type": "llama", "rms_norm_eps": 1e-6, "hidden_size": WIDTH})
+        )
         weight_map: dict[str, str] = {}
         for shard in range(shards):
             name = f"model-{shard:02}.safetensors"
@@ -98,6 +100,7 @@ def main() -> None:
         (home / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         audited = read(home)
         assert len(audited.norms) == 2 * layers + 1
+        assert all(norm["predicted_dead_by_dtype"] for norm in audited.norms)
         print(
             f"all {len(audited.norms)} norms of {layers} layers in {shards} shards, everything predicted (bar: ≤ 500)"
         )

@@ -78,6 +78,7 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "gamma_nonfinite": _READ,
         "gamma_denormal": _READ,  # below the smallest normal number of the stored dtype, and not 0
         "predicted_dead_dimension": _READ,
+        "predicted_dead_by_dtype": _READ,  # the dimension, by the name of each dtype that models are deployed in
         "predicted_dead_coordinates": _READ,
         "dead_coordinate_count": _READ,
         "predicted_bottom": _READ,  # σ of whitened z, smallest first
@@ -157,7 +158,7 @@ NOT_NUMBERS = frozenset(
         ),
         *("gamma_convention", "gamma_source", "gamma_file", "gamma_dtype", "unmeasured", "consumers", "readable"),
         *("final_norm", "gamma_agrees", "predicted_dead_coordinates", "predicted_bottom", "bottom_singular_values"),
-        *("pinpoint_site", "pinpoint_coordinates", "deflated", "inconclusive"),
+        *("pinpoint_site", "pinpoint_coordinates", "deflated", "inconclusive", "predicted_dead_by_dtype"),
     )
 )
 

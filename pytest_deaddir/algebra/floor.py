@@ -17,6 +17,16 @@ UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, 
 DEAD_FACTOR = {"bfloat16": 1.0, "float16": 1.0, "float32": 64.0, "float64": 64.0}
 
 
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """``values`` rounded to nearest even in ``dtype``, in float64; what it cannot hold is infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype == "bfloat16":  # numpy has none: keep the upper half of a float32, rounding as the hardware does
+            bits = values.astype(np.float32).view(np.uint32)
+            upper = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+            return np.where(np.isfinite(values), upper.view(np.float32), values).astype(np.float64)
+        return values.astype(dtype).astype(np.float64)
+
+
 def direction_floor(w: np.ndarray, energy: np.ndarray, dtype: str) -> np.ndarray:
     """Variance that rounding to ``dtype`` puts on each direction.
 

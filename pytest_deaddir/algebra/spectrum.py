@@ -11,10 +11,15 @@ so its eigenvalues are 0 and one number between each two neighbours of the sorte
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from pytest_deaddir.algebra.floor import DEAD_FACTOR, coordinate_threshold, mean_floor
+from pytest_deaddir.algebra.floor import DEAD_FACTOR, UNIT_ROUNDOFF, coordinate_threshold, mean_floor, rounded
 from pytest_deaddir.algebra.kernel import _finite, direction
+
+#: What models are deployed in.
+DEPLOYED_IN = ("float32", "bfloat16", "float16")
 
 
 def count_below(gamma: np.ndarray, threshold: float) -> int:
@@ -121,6 +126,8 @@ def _scaled(gamma: np.ndarray, beta: np.ndarray | None) -> tuple[np.ndarray, np.
 
 def dead_coordinates(gamma: np.ndarray, beta: np.ndarray | None, dtype: str) -> np.ndarray:
     """Indices of the coordinates whose predicted variance γᵢ² is at or below the noise floor of ``dtype``, ascending."""
+    if _is_clear(*_extremes(gamma, beta), dtype):
+        return np.empty(0, dtype=int)
     gamma, beta = _scaled(_finite(gamma), beta)
     energy = whitened_energy(gamma, beta)
     return np.flatnonzero(np.square(gamma) <= coordinate_threshold(energy, dtype))
@@ -131,6 +138,8 @@ def dead_dimension(gamma: np.ndarray, beta: np.ndarray | None, dtype: str, *, ce
 
     ``centred``: LayerNorm, whose kernel counts (k tiny γ give k dead directions in all, not k + 1); otherwise RMSNorm.
     """
+    if _is_clear(*_extremes(gamma, beta), dtype):
+        return int(centred)
     dead = dead_coordinates(gamma, beta, dtype).size
     if not centred:
         return dead
@@ -138,3 +147,42 @@ def dead_dimension(gamma: np.ndarray, beta: np.ndarray | None, dtype: str, *, ce
     energy = whitened_energy(gamma, beta)
     threshold = DEAD_FACTOR[dtype] * mean_floor(energy, dtype)
     return max(dead, 1, count_below(gamma, threshold) if threshold > 0 else 0)
+
+
+def dead_by_dtype(
+    weight: np.ndarray, beta: np.ndarray | None, *, added: float, centred: bool
+) -> dict[str, int | None] | None:
+    """:func:`dead_dimension` in every dtype that models are deployed in, with the parameters rounded to it first.
+
+    ``weight``, ``beta``: (d,), as stored; γ is ``weight`` + ``added`` (1 for norms that multiply by 1 + w, else 0). None in
+    a dtype in which one of them is infinite, and None altogether where one is not finite as it is.
+    """
+    smallest, largest = _extremes(weight + added, beta)
+    if not math.isfinite(largest):
+        return None
+    in_range = smallest >= 2.0**-14 and largest < 2.0**15  # of float16, the narrowest: there rounding is relative
+    found: dict[str, int | None] = {}
+    for dtype in DEPLOYED_IN:
+        if in_range and _is_clear(smallest, max(largest, added), dtype):
+            found[dtype] = int(centred)
+            continue
+        gamma, shift = rounded(weight, dtype) + added, None if beta is None else rounded(beta, dtype)
+        usable = math.isfinite(_extremes(gamma, shift)[1])
+        found[dtype] = dead_dimension(gamma, shift, dtype, centred=centred) if usable else None
+    return found
+
+
+def _extremes(gamma: np.ndarray, beta: np.ndarray | None) -> tuple[float, float]:
+    """The least |γ|, and the largest of |γ| and |β|, which is not finite where any of them is not."""
+    magnitude = np.abs(gamma)
+    largest = magnitude.max() if beta is None else np.maximum(magnitude.max(), np.abs(beta).max())  # a NaN stays one
+    return float(magnitude.min()), float(largest)
+
+
+def _is_clear(smallest: float, largest: float, dtype: str) -> bool:
+    """Whether no scale is near the floor, so that nothing is dead but the kernel: nearly always, and quickly told.
+
+    With s = √F·u the floor is at most √2·s·``largest``, and rounding to ``dtype`` (of γ, or of w in 1 + w) takes at most
+    2u·``largest`` off the ``smallest`` scale: 4·s·``largest`` leaves room for both.
+    """
+    return smallest > 4 * DEAD_FACTOR[dtype] ** 0.5 * UNIT_ROUNDOFF[dtype] * largest

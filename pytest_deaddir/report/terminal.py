@@ -112,12 +112,12 @@ def _norm_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
     found = {finding["path"] for finding in result.findings}
     shown = [norm for norm in norms if show_all or norm["role"] == "final" or norm["path"] in found]
     measured = any(norm["samples"] for norm in shown)
-    room = max(20, shutil.get_terminal_size().columns - (64 if measured else 48))
-    rows = [_norm_row(norm, measured, room) for norm in shown]
+    by_dtype = any(_by_dtype(norm) for norm in shown)
+    room = max(20, shutil.get_terminal_size().columns - (64 if measured else 48) - (18 if by_dtype else 0))
     headers = ["norm", "kind", "role", "|γ| min", "median", "dead"]
-    yield from tabulate(rows, headers + (["aligned", "noise ratio"] if measured else []), disable_numparse=True).split(
-        "\n"
-    )
+    headers += (["fp32/bf16/fp16"] if by_dtype else []) + (["aligned", "noise ratio"] if measured else [])
+    rows = [_norm_row(norm, measured, by_dtype, room) for norm in shown]
+    yield from tabulate(rows, headers, disable_numparse=True).split("\n")
     if len(shown) < len(norms):
         yield f"({len(norms) - len(shown)} more without findings; -v shows them)"
 
@@ -175,7 +175,13 @@ def _shortened(path: str, room: int) -> str:
     return path if len(path) <= room else f"…{path[-room + 1 :]}"
 
 
-def _norm_row(norm: Row, measured: bool, room: int) -> list[str]:
+def _by_dtype(norm: Row) -> str:
+    """The dimensions predicted dead in each dtype; empty where they are the same in all."""
+    predicted = (norm["predicted_dead_by_dtype"] or {}).values()
+    return "/".join(map(_number, predicted)) if len(set(predicted)) > 1 else ""
+
+
+def _norm_row(norm: Row, measured: bool, by_dtype: bool, room: int) -> list[str]:
     predicted, seen = norm["predicted_dead_dimension"], norm["dead_dimension"]
     cells = [
         _shortened(norm["path"], room),
@@ -185,6 +191,8 @@ def _norm_row(norm: Row, measured: bool, room: int) -> list[str]:
         _number(norm["gamma_median"]),
         _number(predicted) if seen is None else f"{_number(predicted)}/{seen}",
     ]
+    if by_dtype:
+        cells.append(_by_dtype(norm))
     if measured:
         alignment = norm["alignment"]
         cells += ["" if alignment is None else f"{alignment:.4f}", _number(norm["noise_ratio"])]

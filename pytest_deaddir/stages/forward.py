@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_deaddir.algebra.spectrum import dead_by_dtype
 from pytest_deaddir.discovery.discover import Discovery, NormSite, discover
 from pytest_deaddir.discovery.names import matched_paths
 from pytest_deaddir.discovery.probe import probe_alike
@@ -181,6 +182,7 @@ def _site_row(site: NormSite, model: Model, tap: NormTap | None, stored: Row | N
             facts = {"gamma_source": "missing"}
     if probed.gamma is not None:
         facts |= gamma_columns(probed.gamma, probed.beta, site.kind, model.dtype, site.role == "final")
+        facts["predicted_dead_by_dtype"] = _dead_by_dtype(site, facts, stored)
     predicted = facts.get("predicted_dead_dimension") or 1
     measured = {} if tap is None else site_columns(site, tap, model.dtype, predicted, solver)
     return row(
@@ -229,6 +231,15 @@ def _odd_row(path: str, module: nn.Module) -> Row:
         role_how="of the class of the model's norms",
         gamma_source="module",
     )
+
+
+def _dead_by_dtype(site: NormSite, columns: Row, stored: Row | None) -> dict[str, int | None] | None:
+    """As the files say it, since the module's own scale is rounded to the run's dtype; else of the module's."""
+    if stored is not None and stored["kind"] == site.kind and _gamma_agrees(columns, stored):
+        return stored["predicted_dead_by_dtype"]
+    assert site.probe.gamma is not None
+    added = 1.0 if site.probe.convention == "1+w" else 0.0
+    return dead_by_dtype(site.probe.gamma - added, site.probe.beta, added=added, centred=site.kind == "layernorm")
 
 
 def _kind_agrees(site: NormSite, stored: Row | None) -> bool | None:

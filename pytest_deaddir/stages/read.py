@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 import pytest_deaddir
-from pytest_deaddir.algebra.floor import UNIT_ROUNDOFF
+from pytest_deaddir.algebra.floor import UNIT_ROUNDOFF, rounded
 from pytest_deaddir.algebra.kernel import direction, participation_ratio
-from pytest_deaddir.algebra.spectrum import bottom_eigenpairs, dead_coordinates, dead_dimension
+from pytest_deaddir.algebra.spectrum import bottom_eigenpairs, dead_by_dtype, dead_coordinates, dead_dimension
 from pytest_deaddir.discovery.names import NamedSite, final_candidates, sites_from_names
 from pytest_deaddir.errors import CheckpointError
 from pytest_deaddir.source.checkpoint import Checkpoint, open_checkpoint
@@ -143,9 +143,12 @@ def _scale_columns(site: NamedSite, values: dict[str, np.ndarray], dtype: str) -
     stored, beta = values[site.gamma], values.get(site.beta or "")
     if site.convention is None:
         return {"gamma_nonfinite": int(np.count_nonzero(~np.isfinite(stored)))}
-    gamma = _rounded(stored, dtype) + (1.0 if site.convention == "1+w" else 0.0)  # which is added in float32 or better
-    beta = None if beta is None else _rounded(beta, dtype)
-    return gamma_columns(gamma, beta, site.kind, dtype, site.role == "final")
+    added = 1.0 if site.convention == "1+w" else 0.0  # in float32 or better
+    gamma, shift = rounded(stored, dtype) + added, None if beta is None else rounded(beta, dtype)
+    columns = gamma_columns(gamma, shift, site.kind, dtype, site.role == "final")
+    if site.kind != "undecided":
+        columns["predicted_dead_by_dtype"] = dead_by_dtype(stored, beta, added=added, centred=site.kind == "layernorm")
+    return columns
 
 
 #: The smallest normal number of each stored dtype; what lies below it is flushed to 0 on many accelerators.
@@ -165,11 +168,12 @@ def gamma_columns(gamma: np.ndarray, beta: np.ndarray | None, kind: str, dtype: 
     finite = np.isfinite(gamma)
     columns: Row = {"gamma_nonfinite": int(gamma.size - np.count_nonzero(finite))}
     if finite.any():
-        magnitude = np.abs(gamma[finite])
+        magnitude = np.sort(np.abs(gamma[finite]))
+        middle = magnitude[(magnitude.size - 1) // 2], magnitude[magnitude.size // 2]
         columns |= {
-            "gamma_min": float(magnitude.min()),
-            "gamma_median": float(np.median(magnitude)),
-            "gamma_max": float(magnitude.max()),
+            "gamma_min": float(magnitude[0]),
+            "gamma_median": float(middle[0] / 2 + middle[1] / 2),
+            "gamma_max": float(magnitude[-1]),
         }
     if not finite.all() or (beta is not None and not np.isfinite(beta).all()):
         return columns
@@ -184,16 +188,6 @@ def gamma_columns(gamma: np.ndarray, beta: np.ndarray | None, kind: str, dtype: 
         if (gamma != 0).all():
             columns["participation_ratio"] = participation_ratio(direction(gamma))
     return columns
-
-
-def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Rounded to nearest even in ``dtype``, in float64."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype == "bfloat16":  # numpy has none: keep the upper half of a float32, rounding as the hardware does
-            bits = values.astype(np.float32).view(np.uint32)
-            rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
-            return np.where(np.isfinite(values), rounded.view(np.float32), values).astype(np.float64)
-        return values.astype(dtype).astype(np.float64)
 
 
 def normalisation(norms: list[Row]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from plugin.helpers import CHECKS, FORWARD_ITEMS, GPT2, outcomes, report_of
 
@@ -64,6 +65,23 @@ def test_the_report_says_what_the_api_says(audit, checkpoint):
     for model in (reported, direct):
         del model["model"]["seconds"], model["model"]["peak_memory"]
     assert reported == direct
+
+
+def test_the_dead_dimension_of_each_dtype_is_shown_where_they_differ(audit, checkpoint):
+    folder = checkpoint()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.ln_f.weight"][[2, 5, 7]] = [1e-3, 1e-3, 1e-4]
+    tensors["transformer.ln_f.bias"][[2, 5, 7]] = 0
+    save_file(tensors, folder / "model.safetensors")
+    shown = audit("-v").stdout
+    shown.fnmatch_lines(
+        ["norm * dead * fp32/bf16/fp16", "*", "transformer.h.0.ln_1 * 1", "*", "transformer.ln_f * 1 * 1/3/1"]
+    )
+
+
+def test_nothing_is_shown_of_other_dtypes_where_they_agree(audit, checkpoint):
+    checkpoint(tiny="transformer.ln_f")
+    audit("-v").stdout.no_fnmatch_line("*fp32*")
 
 
 def test_several_reports_of_several_models(audit, checkpoint, pytester):

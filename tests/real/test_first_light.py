@@ -23,6 +23,11 @@ def test_minilm_read_says_which_coordinates_are_dead(minilm):
     assert norm["path"] == "encoder.layer.5.output.LayerNorm"
     assert norm["predicted_dead_coordinates"] == DEAD
     assert norm["predicted_dead_dimension"] == 3
+    assert norm["predicted_dead_by_dtype"] == {
+        "float32": 3,
+        "bfloat16": 3,
+        "float16": 3,
+    }  # underflown there: k, not k + 1
     sigma = norm["predicted_bottom"]
     assert sigma[0] == 0
     assert sigma[1:] == pytest.approx([5.4e-33, 1.2e-9, 0.056], rel=0.03)

@@ -4,12 +4,19 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_deaddir.algebra.floor import DEAD_FACTOR, UNIT_ROUNDOFF, dead_threshold, direction_floor
 from pytest_deaddir.algebra.kernel import direction, kernel_basis, participation_ratio
-from pytest_deaddir.algebra.spectrum import bottom_eigenpairs, count_below, dead_coordinates, dead_dimension
+from pytest_deaddir.algebra.spectrum import (
+    bottom_eigenpairs,
+    count_below,
+    dead_by_dtype,
+    dead_coordinates,
+    dead_dimension,
+)
 
 SCALES = st.floats(1e-3, 1e2).flatmap(lambda size: st.sampled_from([size, -size]))
 GAMMAS = st.lists(SCALES, min_size=2, max_size=24).map(np.array)
@@ -118,6 +125,65 @@ def test_more_coordinates_are_dead_in_a_coarser_dtype():
     dead = {dtype: dead_coordinates(gamma, None, dtype).tolist() for dtype in UNIT_ROUNDOFF}
     assert dead == {"bfloat16": [0, 1, 2, 3], "float16": [1, 2, 3], "float32": [2, 3], "float64": [3]}
     assert dead_dimension(gamma, None, "bfloat16", centred=True) == 4  # k tiny scales: k dead directions, not k + 1
+
+
+@pytest.mark.parametrize(
+    ("weight", "added", "layernorm", "rmsnorm"),
+    [
+        # 1e-3, 1e-6 and 0 beside 61 ones: at u = 2⁻²⁴, 2⁻⁸, 2⁻¹¹ (F = 64, 1, 1) the floor of γ is 4.7e-7, 3.8e-3, 4.8e-4
+        ([1e-3, 1e-6, 0, *[1] * 61], 0.0, [1, 3, 2], [1, 3, 2]),
+        ([1] * 8, 0.0, [1, 1, 1], [0, 0, 0]),
+        # a norm may be small as a whole, unless the dtype cannot hold it: float16 ends at 2⁻²⁴, and 2⁻²⁶ rounds to 0
+        ([2.0**-24] * 2 + [2.0**-26] * 2, 0.0, [1, 1, 2], [0, 0, 2]),
+        ([2.0**-26] * 4, 0.0, [1, 1, 4], [0, 0, 4]),
+        # 1 + w is added in float32, but w itself rounds to −1 in the half types
+        ([2.0**-12 - 1, 0.5, 0.25, 0], 1.0, [1, 1, 1], [0, 1, 1]),
+        ([2.0**-12 - 1, 2.0**-12 - 1, 0.25, 0], 1.0, [1, 2, 2], [0, 2, 2]),
+        ([1e5, 1, 1, 1], 0.0, [1, 3, None], [0, 3, None]),  # float16 ends at 65504; 1 is below 1e5/2 · 2⁻⁸
+        ([1e5] * 4, 0.0, [1, 1, None], [0, 0, None]),
+        ([np.inf, 1], 0.0, None, None),
+        ([np.nan, 1], 0.0, None, None),
+    ],
+)
+def test_the_dead_dimension_in_each_dtype_worked_by_hand(weight, added, layernorm, rmsnorm):
+    for centred, expected in ((True, layernorm), (False, rmsnorm)):
+        found = dead_by_dtype(np.array(weight, float), None, added=added, centred=centred)
+        assert found == (
+            None if expected is None else dict(zip(("float32", "bfloat16", "float16"), expected, strict=True))
+        )
+
+
+def test_a_shift_that_is_not_finite_predicts_nothing():
+    assert dead_by_dtype(np.ones(4), np.array([0, np.nan, 0, 0]), added=0.0, centred=True) is None
+    found = dead_by_dtype(np.ones(4), np.array([0, 0, 7e4, 0]), added=0.0, centred=False)
+    assert found == {"float32": 0, "bfloat16": 4, "float16": None}  # 1 is below 3.5e4 · 2⁻⁸, the floor of a mean
+
+
+@settings(max_examples=300, derandomize=True)
+@given(st.integers(2, 12), st.floats(-16, 1), st.sampled_from([0.0, 1.0]), st.booleans(), st.integers(0, 2**32 - 1))
+def test_the_dead_dimension_in_each_dtype_is_that_of_an_eigensolve(d, decades, added, shifted, seed):
+    """Scales down to so many decades below 1: what is decided at once, because no scale is small, is decided rightly."""
+    generator = np.random.default_rng(seed)
+    gamma = generator.choice([-1, 1], d) * 10 ** generator.uniform(min(decades, 0), max(decades, 0), d)
+    beta = generator.normal(size=d) * 10.0 ** generator.integers(-2, 3) if shifted else None
+    for centred in (True, False):
+        found = dead_by_dtype(gamma - added, beta, added=added, centred=centred)
+        for dtype, dead in found.items():
+            cast = getattr(torch, dtype)
+            weight, shift = (
+                torch.tensor(v).to(cast).double().numpy()
+                for v in (gamma - added, np.zeros(d) if beta is None else beta)
+            )
+            scale = weight + added
+            energy = scale**2 + shift**2
+            floor = DEAD_FACTOR[dtype] * UNIT_ROUNDOFF[dtype] ** 2
+            expected = np.count_nonzero(scale**2 <= floor * np.maximum(energy, energy.mean()))
+            if centred:
+                eigenvalues = np.linalg.eigvalsh(covariance(scale))
+                if np.abs(eigenvalues - floor * energy.mean()).min() <= 1e-12 * np.square(scale).max():
+                    continue  # too close for an eigensolve
+                expected = max(expected, 1, np.count_nonzero(eigenvalues < floor * energy.mean()))
+            assert dead == expected
 
 
 def test_a_large_shift_buries_a_small_scale():

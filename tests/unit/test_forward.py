@@ -1,9 +1,11 @@
 """The forward stage on small models whose answer is known, healthy and with planted defects."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pytest_deaddir import audit
@@ -146,6 +148,25 @@ def test_another_scale_than_the_files_is_found():
     model.module.model.layers[1].input_layernorm.weight.data *= 1.5
     audited = judge(forward_stage(model, stored, spec=spec.text)[0], RULES)
     assert codes(audited) == [("DD203", "model.layers.1.input_layernorm")]
+
+
+def test_what_is_dead_in_another_dtype_is_told_of_the_files_and_not_of_the_rounded_module(tmp_path):
+    """1e-8 beside 1e-2 is alive in float32; in float16 it is 0, and of the module's own 0 every dtype would say dead."""
+    shutil.copytree(EXAMPLES / "tiny-llama", tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"] *= 0.01 / tensors["model.norm.weight"].abs().max()
+    tensors["model.norm.weight"][[3, 5]] = 1e-8
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    norms = [final(audit(tmp_path, dtype="float16")), final(audit(tmp_path, level="read"))]
+    assert [norm["gamma_min"] for norm in norms] == [0, pytest.approx(1e-8)]
+    assert all(norm["predicted_dead_by_dtype"] == {"float32": 0, "bfloat16": 2, "float16": 2} for norm in norms)
+
+
+def test_what_is_dead_in_each_dtype_is_told_of_a_module_without_files():
+    module = nn.LayerNorm(16)
+    module.weight.data[:3] = torch.tensor([1e-3, 1e-12, -1e-3])
+    norm = final(audit(module, inputs=torch.randn(99, 16, generator=torch.Generator().manual_seed(0))))
+    assert norm["predicted_dead_by_dtype"] == {"float32": 1, "bfloat16": 3, "float16": 1}
 
 
 def test_the_callers_module_keeps_its_dtype():
