@@ -110,19 +110,45 @@ def parse_header(raw: bytes, path: Path, size: int | None) -> Header:
     if not isinstance(header, dict):
         raise CheckpointError(path, "not safetensors: its header is not an object")
     metadata = header.pop("__metadata__", None)
-    start, end = 8 + len(raw), 0
+    start = end = 8 + len(raw)
+    in_order = True
     tensors = {}
     for name, entry in header.items():
         tensor = tensors[name] = _entry(path, name, entry, start)
-        end = max(end, tensor.offset + tensor.length)
-    if size is not None and end > size:
-        raise CheckpointError(path, f"truncated: the tensors need {end} bytes and the file has {size}")
+        in_order = in_order and tensor.offset == end
+        end = tensor.offset + tensor.length
+    if not in_order:
+        end = _checked_end(tensors.values(), raw, path)
+    if size is not None and end != size:
+        if end > size:
+            raise CheckpointError(path, f"truncated: the tensors need {end} bytes and the file has {size}")
+        raise _uncovered(f"the last {size - end} bytes belong to no tensor", raw, path)
     # every entry says "dtype" once: more of them than entries, and some name may stand twice
     # (and a backslash may spell any of it otherwise)
     suspected = (
         b"\\" in raw or raw.count(b'"dtype"') > len(tensors) or raw.count(b'"__metadata__"') > (metadata is not None)
     )
     return Header(tensors, raw, _duplicates(raw) if suspected else ())
+
+
+def _checked_end(tensors: Iterable[StoredTensor], raw: bytes, path: Path) -> int:
+    """Where the data of tensors in any order ends. As the library does, refuses tensors that overlap and bytes that belong
+    to none; an empty tensor may lie between any two others."""
+    end, before = 8 + len(raw), ""
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.length)):
+        if tensor.offset != end:
+            gap = tensor.offset - end
+            where = f"between {before!r} and {tensor.name!r}" if before else f"in front of {tensor.name!r}"
+            overlap = f"tensors {before!r} and {tensor.name!r} overlap by {-gap} bytes"
+            raise _uncovered(f"{gap} bytes {where} belong to no tensor" if gap > 0 else overlap, raw, path)
+        end, before = tensor.offset + tensor.length, tensor.name
+    return end
+
+
+def _uncovered(problem: str, raw: bytes, path: Path) -> CheckpointError:
+    """Tensors must cover the data, each byte once. A name that is given twice leaves the first one's bytes to none."""
+    twice = ", ".join(map(repr, _duplicates(raw)[:3]))
+    return CheckpointError(path, f"refused: {problem}" + (f"; given more than once: {twice}" if twice else ""))
 
 
 def _duplicates(raw: bytes) -> tuple[str, ...]:

@@ -89,9 +89,11 @@ def gamma_missing(path: Path) -> None:
 @case
 def duplicate_names(path: Path) -> None:
     checkpoint(path, tensors())
-    entry = json.dumps({"dtype": "F32", "shape": [WIDTH], "data_offsets": [0, 4 * WIDTH]})
-    header = "{" + ", ".join(f'"transformer.ln_f.{name}": {entry}' for name in ("weight", "bias", "weight")) + "}"
-    raw(path / "model.safetensors", header.encode(), np.ones(WIDTH, np.float32).tobytes())
+    entries = [
+        f'"transformer.ln_f.{name}": {json.dumps({"dtype": "F32", "shape": [WIDTH], "data_offsets": [at, at + 64]})}'
+        for name, at in (("weight", 0), ("bias", 64), ("weight", 0))
+    ]
+    raw(path / "model.safetensors", f"{{{', '.join(entries)}}}".encode(), np.ones(2 * WIDTH, np.float32).tobytes())
 
 
 @case
@@ -174,18 +176,65 @@ def header_bomb(path: Path) -> None:
 @case
 def empty_axis_of_2_to_the_62(path: Path) -> None:
     checkpoint(path, tensors())
-    data = np.ones(WIDTH, np.float32).tobytes()
-    entry = {"dtype": "F32", "shape": [WIDTH], "data_offsets": [0, len(data)]}
-    header = {"transformer.ln_f.weight": entry, "x": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}
+    header, data = parts(path / "model.safetensors")
+    header["x"] = {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}
     raw(path / "model.safetensors", header, data)
 
 
 @case
-def misaligned_tensor(path: Path) -> None:
+def misaligned_tensors(path: Path) -> None:
     checkpoint(path, tensors())
-    data = b"\0" + np.arange(1, WIDTH + 1, dtype=np.float32).tobytes()
-    header = {"transformer.ln_f.weight": {"dtype": "F32", "shape": [WIDTH], "data_offsets": [1, len(data)]}}
-    raw(path / "model.safetensors", header, data)
+    header, data = parts(path / "model.safetensors")
+    for entry in header.values():
+        entry["data_offsets"] = [offset + 1 for offset in entry["data_offsets"]]
+    header["x"] = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+    raw(path / "model.safetensors", header, b"\0" + data)
+
+
+def parts(path: Path) -> tuple[dict, bytes]:
+    """A safetensors file's header and data."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
+def laid_out(path: Path, *, bias_at: int, size: int) -> None:
+    """One norm of 16 float32 scales at 0, its shift somewhere, in so many bytes of data."""
+    checkpoint(path, tensors())
+    entry = {"dtype": "F32", "shape": [WIDTH]}
+    header = {
+        "transformer.ln_f.bias": {**entry, "data_offsets": [bias_at, bias_at + 64]},
+        "transformer.ln_f.weight": {**entry, "data_offsets": [0, 64]},
+    }
+    raw(path / "model.safetensors", header, np.ones(size // 4, np.float32).tobytes())
+
+
+@case
+def overlapping_tensors(path: Path) -> None:
+    laid_out(path, bias_at=32, size=96)
+
+
+@case
+def two_tensors_of_the_same_bytes(path: Path) -> None:
+    laid_out(path, bias_at=0, size=64)
+
+
+@case
+def a_hole_between_tensors(path: Path) -> None:
+    laid_out(path, bias_at=80, size=144)
+
+
+@case
+def bytes_behind_the_tensors(path: Path) -> None:
+    laid_out(path, bias_at=64, size=1024)
+
+
+@case
+def twice_with_bytes_of_its_own(path: Path) -> None:
+    checkpoint(path, tensors())
+    entries = [json.dumps({"dtype": "F32", "shape": [WIDTH], "data_offsets": [at, at + 64]}) for at in (0, 64)]
+    header = "{" + ", ".join(f'"transformer.ln_f.weight": {entry}' for entry in entries) + "}"
+    raw(path / "model.safetensors", header.encode(), np.ones(2 * WIDTH, np.float32).tobytes())
 
 
 @case
@@ -237,7 +286,7 @@ def a_norm_of_millions(path: Path) -> None:
     entry = {"dtype": "F32", "shape": [4_000_000], "data_offsets": [0, 16_000_000]}
     raw(path / "model.safetensors", {"transformer.ln_f.weight": entry}, b"")
     with (path / "model.safetensors").open("ab") as file:
-        file.truncate(17_000_000)  # a hole
+        file.truncate((path / "model.safetensors").stat().st_size + 16_000_000)  # a sparse file
 
 
 @case

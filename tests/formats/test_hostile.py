@@ -36,6 +36,11 @@ ERRORS = {
     "link-in-the-index": "refused: a link to outside",
     "header-bomb": "refused: its header would be 67000000 bytes",
     "truncated": "truncated",
+    "overlapping-tensors": "'transformer.ln_f.weight' and 'transformer.ln_f.bias' overlap by 32 bytes",
+    "two-tensors-of-the-same-bytes": "'transformer.ln_f.bias' and 'transformer.ln_f.weight' overlap by 64 bytes",
+    "a-hole-between-tensors": "16 bytes between 'transformer.ln_f.weight' and 'transformer.ln_f.bias' belong to no tensor",
+    "bytes-behind-the-tensors": "the last 896 bytes belong to no tensor",
+    "twice-with-bytes-of-its-own": "given more than once: 'transformer.ln_f.weight'",
     "config-of-another-shape": "not JSON",
     "pipe-for-a-config": "refused: not a regular file",
     "a-norm-of-millions": "would be a norm of 16000000 bytes",
@@ -43,7 +48,7 @@ ERRORS = {
     "pickle-with-code": "refused by torch.load",
     "stride-zero-pickle": "claims more elements than its storage holds",
 }
-HEALTHY = {"healthy", "two-equal-formats", "empty-axis-of-2-to-the-62", "misaligned-tensor"}
+HEALTHY = {"healthy", "two-equal-formats", "empty-axis-of-2-to-the-62", "misaligned-tensors"}
 
 
 _watched: list[str] | None = None

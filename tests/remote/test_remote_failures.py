@@ -360,10 +360,11 @@ def test_an_index_that_names_a_tensor_in_the_wrong_shard(hub, tmp_path):
 
 
 def write_header(folder, header, size):
+    """A file of that header and ``size`` bytes of data, all of them holes."""
     raw = json.dumps(header).encode()
     with (write_config(folder) / SINGLE).open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
-        file.truncate(size)
+        file.truncate(8 + len(raw) + size)
 
 
 def test_a_file_shorter_than_its_header_says(hub, tmp_path):
@@ -376,11 +377,8 @@ def test_a_file_shorter_than_its_header_says(hub, tmp_path):
 
 def test_a_scale_of_a_gigabyte_is_not_fetched(hub, tmp_path):
     count = 2**28
-    write_header(
-        tmp_path / "m",
-        {"ln_f.weight": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}},
-        4 * count + 1000,
-    )
+    header = {"ln_f.weight": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}}
+    write_header(tmp_path / "m", header, 4 * count)
     hub.publish("org/model", tmp_path / "m")
     assert_fails(CheckpointError, "org/model: refused: its norms would be 1073741824 bytes in 1 places")
     assert hub.files() == ["config.json", SINGLE]
@@ -388,9 +386,12 @@ def test_a_scale_of_a_gigabyte_is_not_fetched(hub, tmp_path):
 
 def test_scales_in_too_many_places_are_not_fetched(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "MAX_RANGES", 5)
-    offsets = [200_000 * n for n in range(1, 9)]
-    header = {f"{n}.weight": {"dtype": "F32", "shape": [4], "data_offsets": [n, n + 16]} for n in offsets}
-    write_header(tmp_path / "m", header, 2_000_000)
+    offsets = [200_000 * n for n in range(8)]
+    header = {}
+    for n in offsets:
+        header[f"{n}.codes"] = {"dtype": "U8", "shape": [1, 199_984], "data_offsets": [n, n + 199_984]}
+        header[f"{n}.weight"] = {"dtype": "F32", "shape": [4], "data_offsets": [n + 199_984, n + 200_000]}
+    write_header(tmp_path / "m", header, 1_600_000)
     hub.publish("org/model", tmp_path / "m")
     assert_fails(CheckpointError, "refused: its norms would be 128 bytes in 8 places")
     assert hub.files() == ["config.json", SINGLE]

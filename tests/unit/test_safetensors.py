@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError, deserialize
 from safetensors.torch import save_file
 
 from pytest_deaddir.errors import CheckpointError
@@ -78,6 +79,32 @@ def test_a_damaged_header_is_an_error_that_names_the_file(tmp_path, header, data
     with pytest.raises(CheckpointError, match=problem) as caught:
         read_header(path)
     assert str(path) in str(caught.value)
+
+
+CUTS = st.lists(st.integers(0, 6), min_size=1, max_size=6).map(sorted)
+
+
+@settings(max_examples=300, derandomize=True)
+@given(CUTS, st.sampled_from([0, 0, 0, 1, -1]), st.randoms(use_true_random=False), st.integers(0, 3))
+def test_layouts_are_refused_where_the_library_refuses_them(tmp_path_factory, cuts, more, shuffled, faults):
+    """Data cut into tensors, some of them empty, in any order; then some of the offsets moved."""
+    offsets = [list(pair) for pair in zip([0, *cuts], cuts, strict=False)]
+    for _ in range(faults):
+        pair = shuffled.choice(offsets)
+        pair[shuffled.randrange(2)] += shuffled.choice([-1, 1])
+    shuffled.shuffle(offsets)
+    header = {
+        f"t{i}": {"dtype": "U8", "shape": [max(end - begin, 0)], "data_offsets": [max(begin, 0), max(end, 0)]}
+        for i, (begin, end) in enumerate(offsets)
+    }
+    path = write(tmp_path_factory.mktemp("layout") / "x.safetensors", header, b"\0" * max(cuts[-1] + more, 0))
+    try:
+        expected = {name for name, _ in deserialize(path.read_bytes())}
+    except SafetensorError:
+        with pytest.raises(CheckpointError):
+            read_header(path)
+    else:
+        assert read_header(path).tensors.keys() == expected
 
 
 def test_a_header_longer_than_the_format_allows_is_not_read(tmp_path):
