@@ -18,6 +18,9 @@ MAIN = hashlib.sha1(b"main").hexdigest()
 OTHER = hashlib.sha1(b"other").hexdigest()
 WIDTH = 64
 
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
 
 def tensors_of(layers=4, filler=40_000, seed=0, width=WIDTH):
     """A decoder by GPT-2's names: γ and β of each norm, and between them something large."""
@@ -45,7 +48,7 @@ def write_config(folder, **more):
 
 def write_single(folder, **how):
     write_config(folder)
-    save_file(tensors_of(**how), folder / "model.safetensors")
+    save_file(tensors_of(**how), folder / SINGLE)
     return folder
 
 
@@ -66,7 +69,7 @@ def write_sharded(folder, shards=3, **how):
 
 def write_index(folder, weight_map):
     document = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(document))
+    (folder / INDEX).write_text(json.dumps(document))
 
 
 def norms_of(checkpoint):

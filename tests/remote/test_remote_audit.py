@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from pytest_deaddir.api import measure
 from pytest_deaddir.discovery.names import final_candidates, final_path
-from remote.helpers import MAIN, environment, write_index, write_sharded, write_single
+from remote.helpers import INDEX, MAIN, SINGLE, environment, write_index, write_sharded, write_single
 
 #: What may differ between an audit of a hub's model and one of the same files.
 OF_THE_HUB = {"spec", "revision", "requests", "bytes_read", "seconds", "peak_memory"}
@@ -50,7 +50,7 @@ def test_the_final_norm_is_audited_in_three_requests(hub, audit, tmp_path):
     process, remote = audit("org/model")
     assert process.returncode == 0, process.stdout
     log = hub.log()
-    assert [entry["path"].rpartition("/")[2] for entry in log] == ["config.json", *["model.safetensors"] * 2]
+    assert [entry["path"].rpartition("/")[2] for entry in log] == ["config.json", SINGLE, SINGLE]
     assert remote["model"]["requests"] == 3
     assert f"{remote['model']['bytes_read'] / 1e3:.0f} kB in 3 requests" in process.stdout
     assert remote["model"]["bytes_read"] == sum(entry["sent"] for entry in log)
@@ -78,7 +78,7 @@ def test_the_final_norm_of_a_sharded_model_touches_one_shard(hub, audit, tmp_pat
     process, remote = audit("org/model")
     assert process.returncode == 0, process.stdout
     last = "model-00003-of-00003.safetensors"
-    assert hub.files() == ["config.json", "model.safetensors", "model.safetensors.index.json", last, last]
+    assert hub.files() == ["config.json", SINGLE, INDEX, last, last]
     assert remote["norms"] == measure(folder, level="read", sites="final").norms
     assert remote["model"]["parameters"] is None
 
@@ -86,7 +86,7 @@ def test_the_final_norm_of_a_sharded_model_touches_one_shard(hub, audit, tmp_pat
 def test_names_that_mislead_do_not_hide_the_final_norm(hub, tmp_path):
     """By its name the one candidate is a norm's scale; it is none, and the norm is in a shard that was not opened."""
     folder = write_sharded(tmp_path / "m")
-    weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
     last = weight_map["transformer.ln_f.weight"]
     tensors = load_file(folder / last)
     tensors = {name: values for name, values in tensors.items() if ".ln_f." not in name}
@@ -102,7 +102,7 @@ def test_names_that_mislead_do_not_hide_the_final_norm(hub, tmp_path):
 
 def test_a_hub_that_fails_fails_the_audit_in_words(hub, audit, tmp_path):
     hub.publish("org/model", write_single(tmp_path / "m"))
-    hub.fails("status", "model.safetensors", status=403, times=99)
+    hub.fails("status", SINGLE, status=403, times=99)
     process, remote = audit("org/model")
     assert process.returncode == 1
     assert "org/model/model.safetensors: the hub refuses it with 403" in process.stdout

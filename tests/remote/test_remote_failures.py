@@ -13,6 +13,8 @@ from pytest_deaddir.source import remote
 from pytest_deaddir.source.remote import TRIES, open_remote
 from pytest_deaddir.source.spec import parse_spec
 from remote.helpers import (
+    INDEX,
+    SINGLE,
     assert_same,
     final_of,
     norms_of,
@@ -24,8 +26,6 @@ from remote.helpers import (
     write_single,
 )
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 #: A range that does not start at the file's beginning: of scales, not of headers.
 SCALES = r"bytes=[1-9]"
 

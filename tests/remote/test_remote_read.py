@@ -23,8 +23,10 @@ from pytest_deaddir.source.remote import MAX_GAP, OVERREAD, SPECULATIVE, coalesc
 from pytest_deaddir.source.safetensors import read_header
 from pytest_deaddir.source.spec import parse_spec
 from remote.helpers import (
+    INDEX,
     MAIN,
     OTHER,
+    SINGLE,
     assert_same,
     environment,
     final_of,
@@ -36,9 +38,6 @@ from remote.helpers import (
     write_sharded,
     write_single,
 )
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 def header_bytes(folder):
