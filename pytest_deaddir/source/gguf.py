@@ -90,7 +90,7 @@ def parse_gguf(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, StoredT
 
 
 def gguf_config(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What a config.json would say of the norms: architecture, width and eps.
+    """What a config.json would say of the norms and of the size: architecture, width, layers and eps.
 
     The architecture's and the eps' own keys are kept beside: the first says that this is GGUF, so that all scales are stored
     as they are multiplied; the others, unlike an eps in config.json, what kind the norms without a shift are.
@@ -99,9 +99,9 @@ def gguf_config(metadata: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(architecture, str):
         return {}
     config: dict[str, Any] = {"general.architecture": architecture, "architectures": [architecture]}
-    width = metadata.get(f"{architecture}.embedding_length")
-    if type(width) is int:
-        config["hidden_size"] = width
+    for name, ours in (("embedding_length", "hidden_size"), ("block_count", "num_hidden_layers")):
+        if type(size := metadata.get(f"{architecture}.{name}")) is int:
+            config[ours] = size
     for name, ours in (("layer_norm_rms_epsilon", "rms_norm_eps"), ("layer_norm_epsilon", "layer_norm_eps")):
         key = f"{architecture}.attention.{name}"
         if isinstance(eps := metadata.get(key), float):

@@ -18,6 +18,7 @@ from torch import nn
 from pytest_deaddir.errors import CheckpointError, ModelError, SpecError
 from pytest_deaddir.source import timm
 from pytest_deaddir.source.checkpoint import check_entries, open_checkpoint
+from pytest_deaddir.source.limits import within_limits
 from pytest_deaddir.source.spec import Spec
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
@@ -157,27 +158,28 @@ def _pretrained(spec: Spec, dtype: str | None) -> Model:
     import transformers
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    revision = None
+    checkpoint = open_checkpoint(spec)  # validates every header and every index entry before anything maps them
+    path = checkpoint.path
     if spec.form == "gguf":
-        assert spec.path is not None
-        path, options["gguf_file"] = spec.path.parent, spec.path.name
+        path, options["gguf_file"] = path.parent, path.name
         chosen: Any = transformers.AutoModelForCausalLM
         dtype = dtype or "float32"  # what transformers dequantises to
     else:
-        checkpoint = open_checkpoint(spec)  # validates every header and every index entry before anything maps them
-        path, revision = checkpoint.path, checkpoint.revision
         check_entries(path)
         named = getattr(transformers, checkpoint.architecture or "", None)
         is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
         chosen = named if is_model else transformers.AutoModel
-    source = spec.path if spec.form == "gguf" and spec.path else path
     with quiet():
         try:
-            module, report = chosen.from_pretrained(
-                path, dtype=DTYPES[dtype] if dtype else "auto", output_loading_info=True, **options
-            )
+            with within_limits(checkpoint):
+                module, report = chosen.from_pretrained(
+                    path, dtype=DTYPES[dtype] if dtype else "auto", output_loading_info=True, **options
+                )
+        except CheckpointError:
+            raise
         except Exception as error:  # every library below has errors of its own for a file it cannot use
-            raise CheckpointError(source, f"transformers cannot load it: {type(error).__name__}: {error}") from error
+            problem = f"transformers cannot load it: {type(error).__name__}: {error}"
+            raise CheckpointError(checkpoint.path, problem) from error
     model = wrap(module)
     own = {"pretrained_model_name_or_path": path, **options}
     return dataclasses.replace(
@@ -186,7 +188,7 @@ def _pretrained(spec: Spec, dtype: str | None) -> Model:
         orphans=frozenset(report["unexpected_keys"]),
         tokenizer=own if _has_tokenizer(spec, path) else None,
         processor=own if spec.form != "gguf" and any((path / name).is_file() for name in PROCESSORS) else None,
-        revision=revision,
+        revision=checkpoint.revision,
     )
 
 

@@ -42,7 +42,7 @@ def read_stage(spec: Spec, dtype: str | None = None, sites: str = "all", *, down
     if checkpoint.partial and not any(site.role == "final" for site in named):  # names misled: look into every shard
         checkpoint = open_checkpoint(spec, download=download)
         named = sites_from_names(checkpoint.floating_shapes(), checkpoint.config, final_only=True)
-    named = settled(named, checkpoint.config, len(checkpoint.tensors))
+    named = settled(named, checkpoint)
     if not named:
         raise CheckpointError(checkpoint.path, f"no norm among its {len(checkpoint.tensors)} tensors: nothing to audit")
     wanted = [name for site in named for name in (site.gamma, site.beta) if name]

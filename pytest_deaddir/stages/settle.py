@@ -4,21 +4,21 @@ takes no memory, and its norms probed. Only where transformers is installed, kno
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from pytest_deaddir.discovery.names import NamedSite, matched_paths
+from pytest_deaddir.source.checkpoint import Checkpoint
 
 
-def settled(sites: list[NamedSite], config: Mapping[str, Any], tensors: int) -> list[NamedSite]:
+def settled(sites: list[NamedSite], checkpoint: Checkpoint) -> list[NamedSite]:
     """``sites`` with kind and convention from the class, and with the norms that the class has and the files lack.
 
-    ``tensors``: how many the files have. A config that describes more layers than that is not built.
+    Where the config describes far more than the files hold, nothing is settled.
     """
     if all(site.kind != "undecided" and site.convention for site in sites):
         return sites
-    known = None if _is_oversized(config, tensors) else _norms_of_class(config, {site.features for site in sites})
+    known = _norms_of_class(checkpoint, {site.features for site in sites})
     if known is None:
         return sites
     class_name, probes = known
@@ -42,22 +42,10 @@ def settled(sites: list[NamedSite], config: Mapping[str, Any], tensors: int) -> 
     return decided
 
 
-def _is_oversized(config: Mapping[str, Any], tensors: int) -> bool:
-    """Whether a config would keep us building: no model has more layers, or as many experts, as its files have tensors."""
-    inner = [value for value in config.values() if isinstance(value, dict)]
-    most = {"layer": tensors, "depth": tensors, "block": tensors, "expert": max(tensors, 4096), "label": 30_000}
-    for section in [config, *inner]:
-        for key, value in section.items():
-            limit = next((limit for part, limit in most.items() if part in key), None)
-            total = sum(n for n in value if type(n) is int) if isinstance(value, list) else value
-            if limit is not None and type(total) is int and total > limit and "dim" not in key and "size" not in key:
-                return True
-    return False
-
-
-def _norms_of_class(config: Mapping[str, Any], widths: set[int]) -> tuple[str, dict[str, Any]] | None:
-    """The name of the class that a config names and the probes of its norms of the given widths by path; None where it
+def _norms_of_class(checkpoint: Checkpoint, widths: set[int]) -> tuple[str, dict[str, Any]] | None:
+    """The name of the class that the config names and the probes of its norms of the given widths by path; None where it
     cannot be built."""
+    config = checkpoint.config
     if (
         "model_type" not in config
         or importlib.util.find_spec("transformers") is None
@@ -68,16 +56,17 @@ def _norms_of_class(config: Mapping[str, Any], widths: set[int]) -> tuple[str, d
     import transformers
 
     from pytest_deaddir.discovery.probe import is_vectors_only, probe_alike
+    from pytest_deaddir.source.limits import within_limits
     from pytest_deaddir.source.load import quiet
 
     names = config.get("architectures")
     try:
-        with quiet(), torch.device("meta"):
+        with quiet(), within_limits(checkpoint), torch.device("meta"):
             made = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
             named: Any = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
             is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
             module = named(made) if is_model else transformers.AutoModel.from_config(made)
-    except Exception:  # an unknown type, a config that its own class refuses: nothing is settled, and `how` shows it
+    except Exception:  # an unknown type, a config that its class or we refuse: nothing is settled, and `how` shows it
         return None
     children = {
         path: child

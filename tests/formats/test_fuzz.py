@@ -8,7 +8,6 @@ import copy
 import io
 import json
 import os
-import signal
 import sys
 import threading
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from formats.bounds import patience
 from pytest_deaddir import api
 from pytest_deaddir.errors import CheckpointError, SpecError
 from pytest_deaddir.source.checkpoint import read_json
@@ -65,25 +65,6 @@ def opens():
         yield _watched[1]
     finally:
         _watched = None
-
-
-@contextmanager
-def patience(seconds):
-    """Raises TimeoutError in what takes longer, where the platform has alarms."""
-    if not hasattr(signal, "SIGALRM"):
-        yield
-        return
-
-    def give_up(number, frame):
-        raise TimeoutError(f"not done after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def survives(home, call, *arguments):

@@ -143,7 +143,11 @@ def test_the_config_that_the_metadata_stand_for(tmp_path):
     _, metadata, _ = read_gguf(written(tmp_path / "x.gguf", norm, layer_norm_rms_eps=1e-6, block_count=3))
     eps = float(np.float32(1e-6))
     expected = {"general.architecture": "llama", "architectures": ["llama"], "hidden_size": 64, "rms_norm_eps": eps}
-    assert gguf_config(metadata) == {**expected, "llama.attention.layer_norm_rms_epsilon": eps}
+    assert gguf_config(metadata) == {
+        **expected,
+        "num_hidden_layers": 3,
+        "llama.attention.layer_norm_rms_epsilon": eps,
+    }
     assert metadata["tokenizer.chat_template"] is metadata["some.floats"] is None
     _, metadata, _ = read_gguf(written(tmp_path / "y.gguf", norm, "gpt2", layer_norm_eps=1e-5))
     eps = float(np.float32(1e-5))
