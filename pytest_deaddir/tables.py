@@ -101,9 +101,15 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "dead_directions_opened": _FULL,  # by training: dead dimension beyond the twin's
         "depth": _FULL,  # orders of ten by which training lowered the variance along the kernel, over the largest
         "consumers": _FULL,
+        "consumers_tested": _FULL,
         "redundant_parameters": _FULL,
         "invariance_error": _FULL,
+        "invariance_error_relative": _FULL,  # over the round-off that it is seen in
+        "random_change": _FULL,
+        "fisher_dead": _FULL,
+        "fisher_random": _FULL,
         "dead_energy": _FULL,
+        "invariance_note": _FULL,  # why some of these are missing
     },
     "blocks": {
         "stack": _FORWARD,
@@ -159,6 +165,7 @@ NOT_NUMBERS = frozenset(
         *("gamma_convention", "gamma_source", "gamma_file", "gamma_dtype", "unmeasured", "consumers", "readable"),
         *("final_norm", "gamma_agrees", "predicted_dead_coordinates", "predicted_bottom", "bottom_singular_values"),
         *("pinpoint_site", "pinpoint_coordinates", "deflated", "inconclusive", "predicted_dead_by_dtype"),
+        "invariance_note",
     )
 )
 

@@ -34,6 +34,7 @@ def test_the_shipped_catalogue_loads_and_every_rule_has_its_page():
         "DD202",
         "DD203",
         *(f"DD30{n}" for n in range(1, 4)),
+        *(f"DD40{n}" for n in range(1, 4)),
         *(f"DD90{n}" for n in range(1, 5)),
     ]
     for rule in rules:
