@@ -39,6 +39,16 @@ def test_iglms_inputs_are_rank_deficient_and_its_kernel_deepened(iglm):
     assert all(norm["twin_alignment"] > 0.9999 and norm["dead_directions_opened"] == 0 for norm in audited.norms)
 
 
+def test_iglms_redundant_parameters_and_what_moving_them_does(iglm):
+    audited = audit(iglm, level="full", dtype="float64", samples=600)
+    inner = [norm for norm in audited.norms if norm["role"] == "block"]
+    assert len(inner) == 8
+    assert all(norm["invariance_error"] <= 1e-13 and norm["random_change"] >= 0.1 for norm in inner)
+    assert all(norm["fisher_dead"] < 1e-20 < 1e-4 < norm["fisher_random"] for norm in inner)
+    # one direction for each output of c_attn and c_fc in four blocks; the head is tied to the embedding
+    assert audited.model["redundant_parameters"] == 4 * (3 * 512 + 2048)
+
+
 def test_training_opened_two_more_dead_directions_in_minilm(minilm):
     audited = audit(minilm, level="full", samples=800)
     [final] = [norm for norm in audited.norms if norm["role"] == "final"]
