@@ -12,13 +12,15 @@ import torch
 
 #: Rows per unit of width that are factored at once: small factorisations cost the most, large ones memory.
 CHUNK = 4
+#: Rows in a temporary: memory that fits into a cache is not fetched anew from the system each time.
+SLICE = 256
 
 
 class Accumulator:
     """Takes batches of rows, and gives the factor R of their centred covariance: RᵀR = Σ (y − ȳ)(y − ȳ)ᵀ.
 
     ``directions``: known unit directions, (d, k), possibly k = 0, along which the variance is accumulated directly.
-    Memory: R and at most ``CHUNK`` · d rows in the dtype that they came in, O(d²). What :meth:`update` keeps is never
+    Memory: R and fewer than ``CHUNK`` · d rows in the dtype that they came in, O(d²). What :meth:`update` keeps is never
     changed in place, so that ``copy.copy`` of an accumulator is a state to return to.
     """
 
@@ -42,9 +44,9 @@ class Accumulator:
         if sum(map(len, self._waiting)) + len(rows) < CHUNK * self.width:
             self._waiting = (*self._waiting, rows.clone())  # a model may go on to add to its hidden state in place
             return
-        for chunk in torch.cat([*self._waiting, rows]).split(2 * CHUNK * self.width):
-            self._take(chunk)
-        self._waiting = ()
+        for part in rows.split(2 * CHUNK * self.width):
+            self._take(*self._waiting, part)
+            self._waiting = ()
 
     def merge(self, other: Accumulator) -> None:
         """Take all that another accumulator of the same directions has taken, on whatever device."""
@@ -61,14 +63,16 @@ class Accumulator:
         self._energy = self._energy + other._energy.to(device)
         self._factor = torch.linalg.qr(torch.cat([self._factor, other._factor.to(device)]), mode="r").R
 
-    def _take(self, chunk: torch.Tensor) -> None:
-        device = torch.device("cpu") if chunk.device.type == "mps" else chunk.device  # Metal has no float64
+    def _take(self, *parts: torch.Tensor) -> None:
+        device = torch.device("cpu") if parts[0].device.type == "mps" else parts[0].device  # Metal has no float64
         self._to(device)
         kept = len(self._factor)
-        stacked = torch.empty(kept + len(chunk), self.width + 1, dtype=torch.float64, device=device)
-        stacked[:kept], stacked[kept:, 0], stacked[kept:, 1:] = self._factor, 1.0, chunk
+        stacked = torch.empty(kept + sum(map(len, parts)), self.width + 1, dtype=torch.float64, device=device)
         rows = stacked[kept:, 1:]
-        energy = rows.square().sum(0)
+        stacked[:kept], stacked[kept:, 0] = self._factor, 1.0
+        for part, place in zip(parts, rows.split([len(part) for part in parts]), strict=True):
+            place.copy_(part)
+        energy = torch.stack([some.square().sum(0) for some in rows.split(SLICE)]).sum(0)
         if not torch.isfinite(energy).all():
             self.finite = False
             return
@@ -95,7 +99,7 @@ class Accumulator:
 
     def _flush(self) -> None:
         if self._waiting:
-            self._take(torch.cat(self._waiting))
+            self._take(*self._waiting)
             self._waiting = ()
 
     def factor(self) -> torch.Tensor:

@@ -59,7 +59,7 @@ def block_rows(stream: StreamTaps, sites: Mapping[str, NormSite], default_dtype:
             facts["deflated"] = rows[-2]["deflated"]
         dtype = facts["dtype"] = dtype_of(tap, default_dtype)
         found = spectrum(tap.rows, dtype, solver=solver, without=known)
-        smallest, floor = float(found.values[0]), float(found.floors[0])
+        smallest = float(found.values[0])
         facts |= {
             "sigma_min": smallest,
             "sigma_median": found.median,
@@ -68,7 +68,7 @@ def block_rows(stream: StreamTaps, sites: Mapping[str, NormSite], default_dtype:
             "readable": found.dead == 0,
         }
         if previous is not None and previous.dead == 0:
-            most = max(smallest, floor)
+            most = max(smallest, float(found.floors[0]) if found.floors.size else 0.0)
             facts["smin_ratio"] = smallest / float(previous.values[0])
             facts["scale_ratio"] = found.median / previous.median
             facts["smin_ratio_relative"] = most / found.median / (float(previous.values[0]) / previous.median)

@@ -11,12 +11,13 @@ from pytest_deaddir.algebra.floor import (
     UNIT_ROUNDOFF,
     arithmetic_excess,
     arithmetic_noise,
+    coordinate_threshold,
     dead_threshold,
     direction_floor,
 )
 from pytest_deaddir.discovery.discover import NormSite
 from pytest_deaddir.stages.accumulate import Accumulator
-from pytest_deaddir.stages.bottom import bottom, deflated, scale
+from pytest_deaddir.stages.bottom import RESOLVED, bottom, deflated, singular_values
 from pytest_deaddir.stages.read import BOTTOM
 from pytest_deaddir.stages.taps import NormTap, Tap
 from pytest_deaddir.tables import Row
@@ -36,48 +37,60 @@ HIDDEN = 0.5
 
 @dataclass(frozen=True)
 class Bottom:
-    """The bottom of the spectrum of N rows of d activations, float64.
+    """The spectrum of N rows of d activations, float64, and its bottom.
 
-    ``values``: standard deviations σ/√N along ``vectors``, (d, k), ascending, at least one of them not dead.
-    ``dead``: how many of them, from the smallest on, vary no more than rounding. ``floors``: the standard deviation at
-    which each would be dead. ``median``, ``largest``: over all d directions.
+    ``values``: standard deviations σ/√N, (d,), ascending. ``vectors``: the directions of the first k of them, (d, k): of
+    all that may be dead, or up to one that is not. ``floors``: the standard deviation at which each would be dead, (k,).
+    ``dead``: how many, from the smallest on, vary no more than rounding.
     """
 
     values: np.ndarray
     vectors: np.ndarray
     floors: np.ndarray
     dead: int
-    median: float
-    largest: float
+
+    @property
+    def median(self) -> float:
+        """Over all d directions."""
+        return float(self.values[(len(self.values) - 1) // 2])
+
+    @property
+    def largest(self) -> float:
+        """Over all d directions."""
+        return float(self.values[-1])
 
 
 def spectrum(
-    rows: Accumulator, dtype: str, *, least: int = 1, solver: str = "inverse", without: np.ndarray | None = None
+    rows: Accumulator, dtype: str, *, least: int = 0, solver: str = "inverse", without: np.ndarray | None = None
 ) -> Bottom:
-    """The bottom of the spectrum, as far up as it is dead in ``dtype``, and ``least`` directions at least.
+    """The spectrum of what was accumulated, with the directions of its bottom as far up as it is dead in ``dtype``.
 
-    ``without``: orthonormal directions, (d, j), that are taken out first.
+    Most streams are healthy, and then no direction is computed at all: nothing that varies more than the coordinate with
+    the highest floor can be dead. ``least``: directions to give in any case. ``without``: orthonormal directions, (d, j),
+    that are taken out first.
     """
     factor, basis = rows.factor(), None
     if without is not None and without.shape[1]:
         factor, basis = deflated(factor, torch.from_numpy(without).to(factor.device))
     root = rows.samples**0.5
-    median, largest = (value / root for value in scale(factor))
+    values = singular_values(factor, solver).cpu().numpy() / root
     energy = rows.energy.cpu().numpy()
-    wanted = max(FIRST, least + 1)
-    while True:
-        sigma, directions = bottom(factor, min(wanted, len(factor)), solver)
+    # nor can a singular value below eps·√d·σ_max be told from 0: the rounding of the factorisation itself, which shows
+    # where the model ran in float64
+    rounding = np.finfo(np.float64).eps ** 2 * rows.width * values[-1] ** 2
+    ceiling = max(float(coordinate_threshold(energy, dtype).max()) ** 0.5, RESOLVED * values[-1])
+    most = max(least, int(np.searchsorted(values, ceiling, side="right")))
+    k = min(most, max(FIRST, least))
+    while k:
+        sigma, directions = bottom(factor, k, solver)
         vectors = (directions if basis is None else basis @ directions).cpu().numpy()
-        values = sigma.cpu().numpy() / root
-        # nor can a singular value below eps·√d·σ_max be told from 0: the rounding of the factorisation itself, which
-        # shows where the model ran in float64
-        rounding = np.finfo(np.float64).eps ** 2 * rows.width * largest**2
+        values[:k] = sigma.cpu().numpy() / root
         floors = np.sqrt(np.maximum(dead_threshold(vectors, energy, dtype), rounding))
-        alive = np.flatnonzero(values > floors)
-        if alive.size or wanted >= len(factor):
-            dead = int(alive[0]) if alive.size else len(values)
-            return Bottom(values, vectors, floors, dead, median, largest)
-        wanted *= 4
+        alive = np.flatnonzero(values[:k] > floors)
+        if alive.size or k == most:
+            return Bottom(values, vectors, floors, int(alive[0]) if alive.size else k)
+        k = min(most, 4 * k)
+    return Bottom(values, np.zeros((rows.width, 0)), np.zeros(0), 0)
 
 
 def dtype_of(tap: Tap, default: str) -> str:

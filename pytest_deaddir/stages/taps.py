@@ -94,7 +94,9 @@ class NormTap(Tap):
             given, taken = next(floating(output), None), next(floating((args, kwargs)), None)
             self.take(given)
             if given is not None and taken is not None and taken.shape == given.shape:
-                variance, mean = torch.var_mean(self.counted(taken).detach().float(), -1, correction=0)
+                rows = self.counted(taken).detach().float()
+                mean = rows.mean(-1, keepdim=True)  # torch.var_mean takes twenty times as long on a CPU
+                variance = (rows - mean).square().mean(-1, keepdim=True)
                 self._offsets = self._offsets + (mean.square() / variance.clamp(min=1e-38)).sum()
 
         yield module.get_submodule(self.path).register_forward_hook(hook, with_kwargs=True).remove
