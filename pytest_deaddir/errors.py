@@ -31,7 +31,11 @@ class InputsError(DeaddirError):
 
 
 class RuleError(DeaddirError):
-    """Rule files that cannot be used; the message holds every problem of every file."""
+    """Rules that cannot be used; each argument is one problem, and all of every file are there at once."""
+
+    def __str__(self) -> str:
+        """A line for each."""
+        return "\n".join(map(str, self.args))
 
 
 def require_torch(what: str) -> None:

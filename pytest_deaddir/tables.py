@@ -169,6 +169,17 @@ NOT_NUMBERS = frozenset(
     )
 )
 
+#: Columns of a few words, and all that they can say: what else a rule asks for could never be.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "level": LEVELS,
+    "normalisation": ("layernorm", "rmsnorm", "undecided", "mixed", "none"),
+    "inputs_source": ("own", "synthetic"),
+    "kind": ("layernorm", "rmsnorm", "other", "undecided"),
+    "role": ("final", "block", "qk", "embedding", "pooler", "other"),
+    "gamma_convention": ("w", "1+w", "none", "fitted"),
+    "gamma_source": ("file", "missing", "module", "none"),
+}
+
 
 def row(table: str, **values: Any) -> Row:
     """A row of ``table`` with every column, unmeasured where not given. A column that is not declared is a TypeError."""

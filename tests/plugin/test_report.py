@@ -25,6 +25,7 @@ def test_the_report_has_the_tables_with_every_column(audit, checkpoint):
             "code": "DD001",
             "name": "non-finite-gamma",
             "severity": "error",
+            "confidence": "exact",
             "table": "norms",
             "path": "transformer.ln_f",
             "message": "γ of transformer.ln_f has 1 NaN or infinite entries out of 16",

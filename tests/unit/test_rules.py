@@ -53,6 +53,7 @@ def test_a_row_past_the_limit_is_a_finding_with_all_its_parts(tmp_path):
             "code": "ACME001",
             "name": "gamma-outlier",
             "severity": "warning",
+            "confidence": "heuristic",
             "table": "norms",
             "path": "a",
             "message": "largest |γ| of a is 51.0",

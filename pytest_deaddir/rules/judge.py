@@ -1,0 +1,159 @@
+"""Rule × table → findings. Unmeasured is None: it is no finding, and a rule that judged no row says so."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pytest_deaddir.rules.definition import Rule
+from pytest_deaddir.rules.python import RowView, Unmeasured, message_of
+from pytest_deaddir.rules.vocabulary import SEVERITIES
+from pytest_deaddir.tables import Audit, Row
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one rule says of one audit. ``skipped``: why it judged no row, None where it did. ``fail_on``: the least
+    severity that fails."""
+
+    rule: Rule
+    findings: list[Row]
+    judged: int
+    skipped: str | None = None
+    fail_on: str = "error"
+
+    @property
+    def outcome(self) -> str:
+        """failed (a finding of a severity that fails) | warned | passed | skipped."""
+        if self.skipped is not None:
+            return "skipped"
+        if not self.findings or self.rule.severity == "info":
+            return "passed"
+        return "failed" if SEVERITIES.index(self.rule.severity) <= SEVERITIES.index(self.fail_on) else "warned"
+
+
+def evaluate(rule: Rule, audit: Audit, fail_on: str = "error") -> Verdict:
+    """Judge the rows of one audit by one rule. A row that lacks what the rule judges by is not judged.
+
+    What a rule in Python raises is raised, with a note of the rule and the row.
+    """
+    rows = [r for r in audit.table(rule.table) if all(r[column] in values for column, values in rule.where.items())]
+    if not rows:
+        wanted = ", ".join(f"{column} = {' | '.join(map(str, values))}" for column, values in rule.where.items())
+        reason = f"no row of {rule.table} with {wanted}" if wanted else f"{rule.table} has no rows"
+        return Verdict(rule, [], 0, reason, fail_on)
+    findings: list[Row] = []
+    lacking: dict[str, None] = {}
+    judged = 0
+    for row in rows:
+        try:
+            finding = _judged_in_python(rule, row) if rule.check else _judged_by_limits(rule, row)
+        except Unmeasured as unmeasured:
+            lacking |= dict.fromkeys(unmeasured.columns)
+            continue
+        judged += 1
+        if finding is not None:
+            findings.append(finding)
+    return Verdict(rule, findings, judged, None if judged else f"{', '.join(lacking)} not measured", fail_on)
+
+
+def _judged_by_limits(rule: Rule, row: Row) -> Row | None:
+    if all(row[column] is None for column in rule.require):
+        raise Unmeasured(*rule.require)
+    failed = {
+        column: limits
+        for column, limits in rule.require.items()
+        if row[column] is not None and not all(_holds(row[column], op, limit) for op, limit in limits.items())
+    }
+    if not failed:
+        return None
+    return _finding(rule, row, formatted(rule.message, row), {column: row[column] for column in failed}, failed)
+
+
+def _judged_in_python(rule: Rule, row: Row) -> Row | None:
+    view = RowView(rule.table, row)
+    try:
+        message = message_of(rule, view)
+    except Unmeasured:
+        raise
+    except Exception as error:
+        error.add_note(f"raised by the rule {rule.code} ({rule.place}) on the row {_name(row)!r} of {rule.table}")
+        raise
+    return None if message is None else _finding(rule, row, message, view.measured, {})
+
+
+def _finding(rule: Rule, row: Row, message: str, measured: Row, limit: dict[str, Any]) -> Row:
+    return {
+        "code": rule.code,
+        "name": rule.name,
+        "severity": rule.severity,
+        "confidence": rule.confidence,
+        "table": rule.table,
+        "path": _name(row),
+        "message": message,
+        "measured": measured,
+        "limit": limit,
+    }
+
+
+def _name(row: Row) -> Any:
+    return row.get("path") or row.get("spec")
+
+
+def _holds(value: Any, operator: str, limit: Any) -> bool:
+    match operator:
+        case "min":
+            return bool(value >= limit)
+        case "max":
+            return bool(value <= limit)
+        case "equal":
+            return bool(value == limit)
+        case "not":
+            return bool(value != limit)
+        case "empty":
+            return (not value) == limit
+        case _:
+            return value in limit
+
+
+def formatted(message: str, values: Row) -> str:
+    """``message`` with its columns filled in; a value that its format does not fit is shown as it is."""
+    parts = []
+    for text, name, spec, _ in string.Formatter().parse(message):
+        parts.append(text)
+        if name is None:
+            continue
+        value = values[name]
+        if value is None:
+            parts.append("unmeasured")
+        elif isinstance(value, (int, float)):
+            parts.append(_fitted(value, spec or ""))
+        elif isinstance(value, list):
+            shown = [format(v, ".3g") if isinstance(v, float) else str(v) for v in value[:8]]
+            parts.append(", ".join(shown) + (", …" if len(value) > 8 else ""))
+        else:
+            parts.append(str(value))
+    return "".join(parts)
+
+
+def _fitted(value: int | float, spec: str) -> str:
+    try:
+        return format(value, spec)
+    except ValueError:  # {x:d} for 1.5
+        return str(value)
+
+
+def judge(audit: Audit, rules: Sequence[Rule], fail_on: str = "error") -> Audit:
+    """The audit with the findings of every rule that its level can answer, and the counts of the checks."""
+    applicable = [rule for rule in rules if rule.applies_at(audit.model["level"])]
+    verdicts = [evaluate(rule, audit, fail_on) for rule in applicable]
+    outcomes = [verdict.outcome for verdict in verdicts]
+    checks = {
+        "planned": len(applicable),
+        "run": len(applicable) - outcomes.count("skipped"),
+        **{outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "warned", "skipped")},
+    }
+    checks["passed"] += checks["warned"]
+    return replace(audit, findings=[f for verdict in verdicts for f in verdict.findings], checks=checks)
