@@ -11,10 +11,14 @@ if TYPE_CHECKING:
     from pytest_deaddir.api import discover as discover
     from pytest_deaddir.api import probe as probe
     from pytest_deaddir.api import read as read
+    from pytest_deaddir.rules import check_rule as check_rule
+    from pytest_deaddir.rules import rule as rule
     from pytest_deaddir.tables import Audit as Audit
 
 __version__ = "0.1.0"
-__all__ = ["Audit", "audit", "discover", "probe", "read"]
+__all__ = ["Audit", "audit", "check_rule", "discover", "probe", "read", "rule"]
+
+_HOMES = {"Audit": "tables", "check_rule": "rules", "rule": "rules"}  # the others: api
 
 
 def __getattr__(name: str) -> Any:
@@ -22,5 +26,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    home = "pytest_deaddir.tables" if name == "Audit" else "pytest_deaddir.api"
-    return getattr(importlib.import_module(home), name)
+    return getattr(importlib.import_module(f"pytest_deaddir.{_HOMES.get(name, 'api')}"), name)

@@ -11,14 +11,14 @@ import pytest
 from pytest_deaddir.session import DISCOVERY, STATE, attach
 
 if TYPE_CHECKING:
-    from pytest_deaddir.options import Settings
     from pytest_deaddir.rules import Rule
+    from pytest_deaddir.settings import Settings
     from pytest_deaddir.source.spec import Spec
     from pytest_deaddir.tables import Audit, Level, Row
 
 
 class FoundError(Exception):
-    """A check failed: there are findings of severity error."""
+    """A check failed: there are findings of a severity that fails."""
 
     def __init__(self, findings: list[Row]) -> None:
         super().__init__(f"{len(findings)} findings")
@@ -164,15 +164,21 @@ class RuleItem(AuditItem):
         self.extra_keyword_matches.add(rule.name)
 
     def runtest(self) -> None:
-        """Fails on findings of severity error; skips, with the reason, where the rule has nothing to judge."""
+        """Fails on findings of a severity that fails; skips, with the reason, where the rule has nothing to judge."""
         from pytest_deaddir.rules import evaluate
 
-        verdict = evaluate(self.rule, self.audit())
+        verdict = evaluate(self.rule, self.audit(), self.config.stash[STATE].settings.rules.fail_on)
         self.found = verdict.findings
         if verdict.skipped is not None:
             pytest.skip(verdict.skipped)
         if verdict.outcome == "failed":
             raise FoundError(verdict.findings)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """What a rule in Python raises is told from its own file on."""
+        if self.rule.check is not None:
+            excinfo.traceback = excinfo.traceback.cut(path=self.rule.source)
+        return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
         """As for every check, with the rule's name."""

@@ -80,7 +80,7 @@ def _marker_arguments(node: Any) -> dict[str, Any]:
 def _subjects(state: State, config: pytest.Config, wanted: dict[str, Any]) -> dict[str, Spec]:
     if "model" not in wanted:
         return state.settings.models
-    from pytest_deaddir.options import resolve_spec
+    from pytest_deaddir.settings import resolve_spec
 
     spec = resolve_spec(wanted["model"], config.rootpath, wanted.get("level"))
     return {wanted["model"].replace("::", "-"): spec}
@@ -130,7 +130,7 @@ def deaddir_audit(deaddir_model: Spec, request: pytest.FixtureRequest) -> Audit:
     except DeaddirError as error:
         problem = str(error)
     else:  # a copy: what one test does to it must not reach the next, nor the report
-        return judge(copy.deepcopy(audit), state.settings.rules)
+        return judge(copy.deepcopy(audit), state.settings.rules.chosen, state.settings.rules.fail_on)
     pytest.fail(problem, pytrace=False)
 
 

@@ -26,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from pytest_deaddir import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
 #: The command line to start again with, where pytest began with somebody else's configuration.
 _RESTART = pytest.StashKey[list[str]]()
 
@@ -46,10 +52,20 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str], 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     words = config.stash.get(_RESTART, None)
     if words is None:
-        return None
+        return _command(config)
     theirs = {str(path) for path in config.getini("pythonpath")}
     sys.path[:] = [path for path in sys.path if path not in theirs]
     return int(pytest.main(words, plugins=config.invocation_params.plugins))
+
+
+def _command(config: pytest.Config) -> int | None:
+    """The options that print something and exit, as --markers does."""
+    given = config.option
+    if given.deaddir_explain is None and not given.deaddir_list_rules and given.deaddir_check_rules is None:
+        return None
+    from pytest_deaddir.commands import run_command
+
+    return run_command(config)
 
 
 def pytest_configure(config: pytest.Config) -> None:

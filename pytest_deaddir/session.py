@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_deaddir.options import Settings, read_settings
+from pytest_deaddir.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from pytest_deaddir.source.spec import Spec

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_deaddir.options import Settings
     from pytest_deaddir.session import ModelResult, Results
+    from pytest_deaddir.settings import Settings
     from pytest_deaddir.tables import Row
 
 _OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in": "in"}
@@ -19,19 +19,15 @@ def header(settings: Settings) -> list[str]:
     levels = sorted({settings.level_of(spec) for spec in settings.models.values()})
     models = _counted(len(settings.models), "model")
     how = f"device {settings.device}, dtype {settings.dtype or 'as stored'}"
-    sources: dict[str, int] = {}
-    for rule in settings.rules:
-        custom = any(path == _path(rule.source) or path in _path(rule.source).parents for path in settings.rule_paths)
-        folder = str(_path(rule.source).parent) if custom else "the catalogue"
-        sources[folder] = sources.get(folder, 0) + 1
-    loaded = ", ".join(f"{count} from {folder}" for folder, count in sources.items())
-    return [f"deaddir: {models}, level {'/'.join(levels) or 'none'}, {how}", f"deaddir rules: {loaded}"]
-
-
-def _path(text: str) -> Any:
-    from pathlib import Path
-
-    return Path(text)
+    origins: dict[str, int] = {}
+    for rule in settings.rules.loaded:
+        origins[rule.origin] = origins.get(rule.origin, 0) + 1
+    loaded = ", ".join(f"{count} from {escaped(origin)}" for origin, count in origins.items())
+    left_out = len(settings.rules.loaded) - len(settings.rules.chosen)
+    return [
+        f"deaddir: {models}, level {'/'.join(levels) or 'none'}, {how}",
+        f"deaddir rules: {loaded}" + (f"; {left_out} not selected" if left_out else ""),
+    ]
 
 
 def finding_lines(finding: Row) -> Iterator[str]:
@@ -39,11 +35,12 @@ def finding_lines(finding: Row) -> Iterator[str]:
     yield f"{finding['code']} {finding['name']} ({finding['severity']}): {escaped(finding['message'])}"
     yield f"  site      {escaped(finding['path'])}"
     for column, value in finding["measured"].items():
-        limits = " and ".join(_limit(op, limit) for op, limit in finding["limit"][column].items())
-        yield f"  measured  {column} = {_number(value)}, must be {limits}"
+        limits = " and ".join(limit_words(op, limit) for op, limit in finding["limit"].get(column, {}).items())
+        yield f"  measured  {column} = {escaped(_number(value))}" + (f", must be {limits}" if limits else "")
 
 
-def _limit(operator: str, limit: Any) -> str:
+def limit_words(operator: str, limit: Any) -> str:
+    """A condition as it is read after its column: ``≤ 64``."""
     if operator == "empty":
         return "empty" if limit else "not empty"
     return f"{_OPERATOR_SIGNS[operator]} {limit}"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pytest_deaddir.errors import RuleError
 from pytest_deaddir.rules.definition import Expectation, Rule
 from pytest_deaddir.rules.judge import evaluate
-from pytest_deaddir.rules.python import problems_of
+from pytest_deaddir.rules.python import problems_of, told
 from pytest_deaddir.tables import Audit, Row, row
 
 
@@ -21,7 +21,8 @@ class Checked(NamedTuple):
 
 
 def check_rule(rule: Rule, rows: Iterable[Row]) -> list[Checked]:
-    """What a rule makes of each row by itself; a row needs only the columns that matter, the others are unmeasured.
+    """What a rule makes of each row by itself; a row needs only the columns that matter: its name is made up, the others
+    are unmeasured.
 
     ::
 
@@ -38,7 +39,8 @@ def check_rule(rule: Rule, rows: Iterable[Row]) -> list[Checked]:
 
 
 def _checked(rule: Rule, values: Row) -> Checked:
-    rows = [row(rule.table, **values)]
+    name = "spec" if rule.table == "model" else "path"
+    rows = [row(rule.table, **({name: "example"} | values))]
     tables: dict[str, Any] = {"model": row("model")}
     tables |= {"model": rows[0]} if rule.table == "model" else {rule.table: rows}
     verdict = evaluate(rule, Audit(**tables))
@@ -50,11 +52,15 @@ def _checked(rule: Rule, values: Row) -> Checked:
 def failing_examples(rule: Rule) -> Iterator[str]:
     """The examples of a rule that do not come out as they say, each as ``file:line: what``."""
     for number, example in enumerate(rule.examples, 1):
-        checked = _checked(rule, example.row)
+        expected = f"{rule.source}:{example.line or rule.line}: {rule.code}: example {number} expects {example.expect}"
+        try:
+            checked = _checked(rule, example.row)
+        except Exception as error:  # a rule in Python runs here, so anything can be raised
+            yield f"{expected}, and the rule raises {told(error)}"
+            continue
         if checked.outcome != example.expect:
             got = checked.outcome + (f" ({checked.text})" if checked.text else "")
-            place = f"{rule.source}:{example.line or rule.line}"
-            yield f"{place}: {rule.code}: example {number} expects {example.expect}, and the rule says {got}"
+            yield f"{expected}, and the rule says {got}"
 
 
 def unnoticed(rule: Rule, nudge: float | None = None) -> list[str]:

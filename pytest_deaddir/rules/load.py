@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import Any
 
 from pytest_deaddir.errors import RuleError
 from pytest_deaddir.rules.definition import Rule, shipped_rules
-from pytest_deaddir.rules.python import problems_of
+from pytest_deaddir.rules.python import problems_of, told
 from pytest_deaddir.rules.toml import read_rule
 
 #: The group in which an installed package offers its rules.
@@ -86,7 +85,7 @@ def _rules_in(given: Any, origin: str, found: list[str]) -> Iterator[Rule]:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # pytest.skip() and sys.exit() are no Exception
-            found.append(f"{origin}: {_told(error)}")
+            found.append(f"{origin}: {told(error)}")
             return
         yield from _rules_in(returned, origin, found)
     else:
@@ -153,21 +152,9 @@ def _rules_of_python(file: Path, origin: str, found: list[str]) -> Iterator[Rule
         raise
     except BaseException as error:  # pytest.importorskip() and sys.exit() raise what is no Exception
         del sys.modules[name]
-        found.append(f"{file}: cannot be read: {error}" if isinstance(error, OSError) else _told(error, file))
+        found.append(f"{file}: cannot be read: {error}" if isinstance(error, OSError) else told(error, path))
         return
     if not any(isinstance(value, Rule) for value in vars(module).values()):
         found.append(f"{file}: no rule in it: a function needs @rule")
         return
     yield from _rules_in(module, origin, found)
-
-
-def _told(error: BaseException, file: Path | None = None) -> str:
-    """An error of somebody's code as ``file:line: what``; of ``file``, where it was in one of its lines."""
-    what = f"{type(error).__name__}: {error}"
-    if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        return f"{error.filename}:{error.lineno}: {what}"
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if file is None or frame.filename == os.path.abspath(file)]  # noqa: PTH100
-    if theirs and theirs[-1].filename != __file__:
-        return f"{theirs[-1].filename}:{theirs[-1].lineno}: {what}"
-    return f"{file}: {what}" if file else what

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pytest_deaddir.errors import RuleError
@@ -63,6 +65,10 @@ class RowView(Mapping[str, Any]):
     def __len__(self) -> int:
         """How many columns there are."""
         return len(self._row)
+
+    def __repr__(self) -> str:
+        """As a traceback shows it."""
+        return f"<row {self._row.get('path') or self._row.get('spec')!r} of {self._table}>"
 
     @property
     def measured(self) -> Row:
@@ -158,3 +164,15 @@ def message_of(made: Rule, row: RowView) -> str | None:
     if said is not None and not (isinstance(said, str) and said):
         raise RuleError(f"{made.place}: {made.code} returned {said!r}: it must return None, or the text of a finding")
     return said
+
+
+def told(error: BaseException, file: str | None = None) -> str:
+    """An error of somebody's code as ``file:line: what``; with ``file``, the last of that file's lines that led to it."""
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return f"{error.filename}:{error.lineno}: {what}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if file in (None, frame.filename)]
+    own = Path(__file__).parent
+    if frames and Path(frames[-1].filename).parent != own:
+        return f"{frames[-1].filename}:{frames[-1].lineno}: {what}"
+    return f"{file}: {what}" if file else what

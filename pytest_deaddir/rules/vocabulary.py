@@ -25,7 +25,7 @@ REQUIRED = ("code", "name", "severity", "table", "require", "message", "summary"
 TEXTS = ("why", "how", "limits", "remedy")
 OPTIONAL = ("confidence", "where", *TEXTS, "references", "example")
 
-CODE = r"[A-Z]{2,10}\d{3,4}"
+CODE = r"[A-Z]{2,10}[0-9]{3,4}"
 NAME = r"[a-z0-9]+(-[a-z0-9]+)*"
 #: Widths are bounded: ``{x:9999999999}`` would fill the memory.
 _FORMAT = re.compile(r"\d?\d?(\.\d\d?)?[defgs%]?")

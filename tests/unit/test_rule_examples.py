@@ -65,7 +65,9 @@ def test_a_mutant_is_moved_past_every_row(limited):
 def test_an_example_that_fails_is_told_with_its_line_and_what_came_out(limited):
     wrong = replace(limited, examples=(*limited.examples, Example({"kind": "other"}, "finding", line=7)))
     (told,) = failing_examples(wrong)
-    assert told.startswith(f"{wrong.source}:7: DD001: example 3 expects finding, and the rule says skip (no row of norms")
+    assert told.startswith(
+        f"{wrong.source}:7: DD001: example 3 expects finding, and the rule says skip (no row of norms"
+    )
 
 
 @rule(
@@ -78,6 +80,7 @@ def gamma_outlier(row):
     """One coordinate carries this norm."""
     if row.gamma_max > 50 * row.gamma_median:
         return f"max/median of |γ| is {row.gamma_max / row.gamma_median:.0f}"
+    return None
 
 
 def test_a_rule_in_python_is_checked_by_its_author():

@@ -1,7 +1,14 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from pytest_deaddir.errors import RuleError
 from pytest_deaddir.rules import evaluate, formatted, judge, load_rules, shipped_rules
+from pytest_deaddir.rules.select import no_such_rule, select, with_severities
+from pytest_deaddir.rules.toml import key_lines, read_rule
 from pytest_deaddir.tables import COLUMNS, Audit, row
 
 RULE = """
@@ -39,9 +46,8 @@ def test_the_shipped_catalogue_loads_and_every_rule_has_its_page():
     ]
     for rule in rules:
         assert rule.source.endswith(f"{rule.code}-{rule.name}.toml")
-        assert rule.why
-        assert rule.remedy
-        assert rule.references
+        assert 'confidence = "' in Path(rule.source).read_text(encoding="utf-8")  # said, and not by default
+        assert all((rule.why, rule.how, rule.limits, rule.remedy, rule.references))
 
 
 def test_a_row_past_the_limit_is_a_finding_with_all_its_parts(tmp_path):
@@ -119,7 +125,38 @@ def test_a_rule_needs_the_highest_level_of_its_columns(tmp_path):
         ("{gamma_max:.1f}", "{gamma_max:999999999}", "not a format"),
         ("{path}", "{", "message"),
         ("summary =", "sumary =", "missing summary"),
+        ("summary =", "sumary =", "unknown key sumary, did you mean summary?"),
         ("code =", "exec = 'x'\ncode =", "unknown key exec"),
+        ("gamma_max = {", "gamma_maks = {", "no column 'gamma_maks', did you mean gamma_max?"),
+        ("{gamma_max:.1f}", "{gama_max}", "no column 'gama_max' to show, did you mean gamma_max?"),
+        ('"layernorm", "rmsnorm"', '"LayerNorm"', "kind is never 'LayerNorm', only layernorm, rmsnorm"),
+        ('kind = ["layernorm", "rmsnorm"]', 'features = "wide"', "this column holds numbers"),
+        ('kind = ["layernorm", "rmsnorm"]', "path = 3", "this column holds no numbers"),
+        ("max = 50", 'equal = "wide"', "this column holds numbers"),
+        ("max = 50", "equal = 2026-01-01", "must be text, a number, true or false"),
+        ("max = 50", "not = nan", "must be finite"),
+        ("max = 50", "in = []", "in must be a list of values"),
+        ("max = 50", "empty = true", "empty is for text and lists"),
+        ("max = 50", "min = 60, max = 50", "min 60 is above max 50: nothing could pass"),
+        ("severity =", 'confidence = "certain"\nseverity =', "confidence 'certain' is not one of exact, measured"),
+        ("summary =", "references = [1]\nsummary =", "references must be a list of strings"),
+        ("summary =", "example = 3\nsummary =", "example must be tables"),
+        (
+            'carries this norm."',
+            'x"\n[[example]]\nrow = { gama_max = 3 }\nexpect = "pass"',
+            "example 1: table norms has no",
+        ),
+        (
+            'carries this norm."',
+            'x"\n[[example]]\nrow = { kind = "x" }\nexpect = "pass"',
+            "example 1: kind is never 'x'",
+        ),
+        (
+            'carries this norm."',
+            'x"\n[[example]]\nrow = {}\nexpect = "fail"',
+            "expect 'fail' is not one of pass, finding",
+        ),
+        ('carries this norm."', 'x"\n[[example]]\nrows = {}\nexpect = "pass"', "example 1: missing row"),
         ('"ACME001"', "1", "must be a string"),
         ("[", "[[", "not TOML"),
     ],
@@ -179,3 +216,175 @@ def test_a_row_has_every_column_and_no_other():
     assert list(row("norms", path="a")) == list(COLUMNS["norms"])
     with pytest.raises(TypeError, match="no column pth"):
         row("norms", pth="a")
+
+
+# --- lines ----------------------------------------------------------------------------------------------------------
+
+SPREAD = """# a rule, and nothing in it is right
+code = "acme"
+name = "gamma-outlier"
+severity = "warning"
+table = "norms"
+summary = "x"
+message = "{pth}"
+why = '''
+severity = "no key, but text"
+[[example]]
+'''
+oddly = 1
+
+[where]
+knd = "layernorm"
+
+[require.gamma_max]
+max = "50"
+
+[require.gamma_min]
+"least" = 3
+
+[[example]] # right
+row = { kind = "layernorm" }
+expect = "pass"
+
+[[example]]
+row = { kind = "layernorm", gama_max = 3.0 }
+expect = "maybe"
+"""
+
+
+def test_every_mistake_has_the_line_that_it_stands_in(tmp_path):
+    """The oracle is the line number of the text that is wrong, as an editor would count it."""
+    file = tmp_path / "rule.toml"
+    file.write_text(SPREAD)
+    wrong = {
+        'code = "acme"': "code 'acme'",
+        'message = "{pth}"': "message: no column 'pth'",
+        "oddly = 1": "unknown key oddly",
+        'knd = "layernorm"': "where: table norms has no column 'knd'",
+        'max = "50"': "require: gamma_max: max must be a number",
+        '"least" = 3': "require: gamma_min: no operator 'least'",
+        'row = { kind = "layernorm", gama_max = 3.0 }': "example 2: table norms has no column 'gama_max'",
+        'expect = "maybe"': "example 2: expect 'maybe'",
+    }
+    found: list[str] = []
+    assert read_rule(file, found) is None
+    expected = {SPREAD.split("\n").index(text) + 1: problem for text, problem in wrong.items()}
+    assert len(found) == len(expected)
+    for line, problem in expected.items():
+        assert any(told.startswith(f"{file}:{line}: {problem}") for told in found), (line, problem, found)
+
+
+def test_what_is_not_toml_has_its_line_too(tmp_path):
+    (tmp_path / "rule.toml").write_text('code = "ACME001"\nname =\n')
+    with pytest.raises(RuleError, match=r"rule\.toml:2: not TOML"):
+        load_rules([tmp_path / "rule.toml"])
+
+
+def test_an_example_that_fails_is_found_in_its_file(tmp_path):
+    rule = rule_from(tmp_path, RULE + '[[example]]\nrow = { gamma_max = 3.0 }\nexpect = "skip"\n')
+    assert rule.examples[0].line == RULE.count("\n") + 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from([*SPREAD.split("\n"), '"""', "'''", "[", "]]", "a.b.c = {", "\\"]), max_size=12).map(
+        "\n".join
+    )
+)
+@example("[[[\n]\n=")
+def test_no_text_makes_the_scan_for_lines_fail(text):
+    assert all(1 <= line <= text.count("\n") + 1 for line in key_lines(text).values())
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("x = " + "[" * 5000, "nested too deep"),
+        ("x = " + "9" * 5000, "not TOML"),
+        ("# " + "x" * 300_000, "larger than 256 kB"),
+    ],
+    ids=["deep", "long number", "large"],
+)
+def test_a_hostile_rule_file_is_an_error_like_any_other(tmp_path, text, problem):
+    (tmp_path / "rule.toml").write_text(text)
+    with pytest.raises(RuleError, match=problem):
+        load_rules([tmp_path / "rule.toml"])
+
+
+def test_a_limit_of_400_digits_is_a_number(tmp_path):
+    rule = rule_from(tmp_path, RULE.replace("max = 50", f"max = {10**400}"))
+    assert evaluate(rule, audit_of({"path": "a", "kind": "rmsnorm", "gamma_max": 1e300})).outcome == "passed"
+
+
+def test_a_file_that_is_named_twice_is_one_rule(tmp_path):
+    rule_from(tmp_path)
+    assert [rule.code for rule in load_rules([tmp_path, tmp_path / "rule.toml"])] == ["ACME001"]
+
+
+# --- selection ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "more", "ignored", "codes"),
+    [
+        ([], [], [], "DD101 DD102 DD201 ACME001"),
+        (["DD1"], [], [], "DD101 DD102"),
+        (["DD1", "ACME001"], [], [], "DD101 DD102 ACME001"),
+        (["DD201"], ["DD102"], [], "DD102 DD201"),
+        ([], ["DD101"], ["DD"], "DD101 ACME001"),  # the longer of the two decides
+        (["DD101"], [], ["DD1"], "DD101"),
+        (["DD1"], [], ["DD101"], "DD102"),
+        (["DD101"], [], ["DD101"], ""),  # of two alike, ignore
+    ],
+)
+def test_the_longest_code_or_prefix_decides_what_is_on(tmp_path, wanted, more, ignored, codes):
+    one = rule_from(tmp_path)
+    rules = [replace(one, code=code) for code in ("DD101", "DD102", "DD201", "ACME001")]
+    assert " ".join(rule.code for rule in select(rules, wanted, more, ignored)) == codes
+
+
+def test_the_longest_code_or_prefix_decides_how_severe_a_rule_is(tmp_path):
+    rules = [replace(rule_from(tmp_path), code=code) for code in ("DD101", "DD201", "ACME001")]
+    changed = with_severities(rules, {"DD": "info", "DD2": "error"})
+    assert [rule.severity for rule in changed] == ["info", "error", "warning"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "whole", "hint"),
+    [
+        ("DD10I", False, "did you mean DD101?"),
+        ("dd101", False, "did you mean DD101?"),
+        ("gamma-outlier", False, "rules go by their code here, DD101"),
+        ("DD1", True, "did you mean DD101?"),
+        ("ZZ", False, "--deaddir-list-rules shows them all"),
+        ("", False, "no rule has this code"),
+    ],
+)
+def test_what_is_no_rule_is_told_with_what_could_be_meant(tmp_path, entry, whole, hint):
+    assert hint in no_such_rule(entry, [replace(rule_from(tmp_path), code="DD101")], whole)
+
+
+def test_a_code_and_a_prefix_of_one_are_rules(tmp_path):
+    rules = [replace(rule_from(tmp_path), code="DD101")]
+    assert no_such_rule("DD101", rules, whole=True) is no_such_rule("DD1", rules) is None
+
+
+# --- severities that fail -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("severity", "fail_on", "outcome"),
+    [
+        ("error", "error", "failed"),
+        ("warning", "error", "warned"),
+        ("info", "error", "passed"),
+        ("error", "warning", "failed"),
+        ("warning", "warning", "failed"),
+        ("info", "warning", "passed"),
+    ],
+)
+def test_which_severity_fails(tmp_path, severity, fail_on, outcome):
+    rule = rule_from(tmp_path, RULE.replace('"warning"', f'"{severity}"'))
+    audit = audit_of({"path": "a", "kind": "rmsnorm", "gamma_max": 51.0})
+    assert evaluate(rule, audit, fail_on).outcome == outcome
+    assert judge(audit, [rule], fail_on).checks["failed"] == int(outcome == "failed")

@@ -1,0 +1,194 @@
+"""Rules of one's own in a run: files, folders, entry points, the hook; what they find, and how they fail."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+
+import pytest
+
+from plugin.helpers import READ_ITEMS, assert_refused, failed, outcomes, report_of, text_of
+
+PYTHON = '''
+from pytest_deaddir import rule
+
+
+@rule("ACME001", table="norms", severity="error")
+def wide(row):
+    """A norm is wide."""
+    if row.features > 4:
+        return f"{row.path} is {row.features} wide"
+'''
+
+TOML = """
+code = "ACME002"
+name = "narrow"
+severity = "warning"
+table = "norms"
+require = { features = { min = 32 } }
+message = "{path} is {features} wide"
+summary = "A norm is narrow."
+"""
+
+
+@pytest.fixture
+def acme(pytester):
+    """A folder with a rule in Python and one in TOML."""
+    folder = pytester.mkdir("acme")
+    (folder / "wide.py").write_text(PYTHON)
+    (folder / "narrow.toml").write_text(TOML)
+    return folder
+
+
+def test_a_folder_gives_rules_of_both_kinds(audit, checkpoint, acme):
+    checkpoint()
+    result = audit("--deaddir-rules=acme", "--deaddir-report=out.json")
+    assert failed(result) == ["m::ACME001"]
+    assert list(outcomes(result)) == ["m::discovery", "m::ACME001", "m::ACME002", *(f"m::{c}" for c in READ_ITEMS[1:])]
+    (model,) = report_of("out.json")
+    found = [finding for finding in model["findings"] if finding["path"] == "transformer.ln_f"]
+    assert [(f["code"], f["message"], f["measured"]) for f in found] == [
+        ("ACME001", "transformer.ln_f is 16 wide", {"features": 16}),
+        ("ACME002", "transformer.ln_f is 16 wide", {"features": 16}),
+    ]
+    result.stdout.fnmatch_lines(["ACME001 wide (error): transformer.h.0.ln_1 is 16 wide", "  measured  features = 16"])
+    result.stdout.fnmatch_lines(["deaddir rules: 2 from acme, * from the catalogue"])
+
+
+def test_workers_load_them_too(audit, checkpoint, acme):
+    pytest.importorskip("xdist")
+    checkpoint()
+    assert failed(audit("-n", "1", "--deaddir-rules=acme", "--deaddir-select=ACME")) == ["m::ACME001"]
+
+
+def test_a_rule_in_python_that_no_level_read_can_answer_is_planned_at_forward_only(audit, checkpoint, acme):
+    checkpoint()
+    (acme / "wide.py").write_text(PYTHON.replace('"error"', '"error", level="forward"'))
+    assert "m::ACME001" not in outcomes(audit("--deaddir-rules=acme"))
+
+
+def test_a_rule_that_raises_fails_as_itself_with_its_own_traceback(audit, checkpoint, acme):
+    checkpoint(tiny="transformer.ln_f")
+    (acme / "wide.py").write_text(PYTHON.replace("row.features > 4", "row.features / 0"))
+    result = audit("--deaddir-rules=acme", "--deaddir-report=out.json")
+    assert result.ret == 1
+    assert failed(result) == ["m::ACME001"]
+    result.stdout.fnmatch_lines(
+        [
+            "> *row.features / 0*",
+            "E * ZeroDivisionError: *",
+            "E * raised by the rule ACME001 (*wide.py:5) on the row 'transformer.h.0.ln_1' of norms",
+            "*wide.py:8: ZeroDivisionError",
+        ]
+    )
+    assert "judge.py" not in text_of(result)  # from the rule's own file on
+    (model,) = report_of("out.json")
+    assert {finding["code"] for finding in model["findings"]} == {"ACME002", "DD002"}
+    assert model["checks"]["failed"] == 1
+
+
+def test_a_rule_that_returns_a_flag_is_told_in_words(audit, checkpoint, acme):
+    checkpoint()
+    (acme / "wide.py").write_text(PYTHON.replace("return f", "return True or f"))
+    result = audit("--deaddir-rules=acme")
+    assert failed(result) == ["m::ACME001"]
+    result.stdout.fnmatch_lines(["*wide.py:5: ACME001 returned True: it must return None, or the text of a finding"])
+
+
+def test_an_unmeasured_column_skips_with_its_name(audit, checkpoint, acme):
+    checkpoint()
+    (acme / "wide.py").write_text(PYTHON.replace("row.features > 4", "row.noise_ratio > 4"))
+    result = audit("--deaddir-rules=acme", "-rs")
+    assert outcomes(result)["m::ACME001"] == "skipped"
+    result.stdout.fnmatch_lines(["SKIPPED * noise_ratio not measured"])
+
+
+def test_every_mistake_of_every_source_is_told_at_once(audit, checkpoint, acme, pytester):
+    checkpoint()
+    (acme / "wide.py").write_text(PYTHON.replace('"error"', '"loud"'))
+    (acme / "narrow.toml").write_text(TOML.replace("min", "least"))
+    pytester.makeconftest("def pytest_deaddir_register_rules(config):\n    return 1 / 0\n")
+    result = audit("--deaddir-rules=acme", "--deaddir-dtype=int8")
+    assert_refused(
+        result,
+        "wide.py:5: ACME001: severity 'loud'",
+        "narrow.toml:6: require: features: no operator 'least'",
+        "the hook pytest_deaddir_register_rules: ",
+        "conftest.py:2: ZeroDivisionError",
+        "int8",
+    )
+
+
+# --- the hook and entry points ----------------------------------------------------------------------------------------
+
+
+def test_the_override_in_the_hooks_docstring_runs_as_it_is(audit, checkpoint, pytester):
+    from pytest_deaddir import hookspecs
+
+    text = inspect.getdoc(hookspecs.pytest_deaddir_register_rules).partition("::\n\n")[2]
+    pytester.makeconftest(textwrap.dedent(text))
+    checkpoint()
+    result = audit()
+    assert outcomes(result)["m::ACME001"] == "passed"
+    result.stdout.fnmatch_lines(["deaddir rules: 1 from the hook pytest_deaddir_register_rules, * from the catalogue"])
+
+
+def test_the_hook_is_not_called_where_nothing_is_audited(pytester):
+    pytester.makeconftest("def pytest_deaddir_register_rules(config):\n    raise AssertionError\n")
+    pytester.makepyfile("def test_one(): pass")
+    assert pytester.runpytest_inprocess().ret == 0
+
+
+@pytest.fixture
+def installed(pytester, monkeypatch):
+    """Install a distribution of one module, which offers its rules under one name."""
+
+    def install(module, value):
+        site = pytester.mkdir("site")
+        (site / "acme_rules.py").write_text(module)
+        (site / "more").mkdir()
+        (site / "more" / "narrow.toml").write_text(TOML)
+        info = site / "acme_rules-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-rules\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[deaddir.rules]\nacme = {value}\n")
+        monkeypatch.syspath_prepend(site)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("value", "codes"),
+    [
+        ("acme_rules", ["ACME001"]),
+        ("acme_rules:wide", ["ACME001"]),
+        ("acme_rules:give", ["ACME001", "ACME002"]),
+        ("acme_rules:FOLDER", ["ACME002"]),
+    ],
+)
+def test_what_an_installed_package_offers_is_judged_by(audit, checkpoint, installed, value, codes):
+    checkpoint()
+    more = 'import pathlib\nFOLDER = pathlib.Path(__file__).parent / "more"\ndef give():\n    return [wide, FOLDER]\n'
+    installed(PYTHON + more, value)
+    result = audit()
+    assert [nodeid.partition("::")[2] for nodeid in outcomes(result) if "ACME" in nodeid] == codes
+    result.stdout.fnmatch_lines([f"deaddir rules: {len(codes)} from the entry point acme ({value}), *"])
+
+
+def test_an_installed_package_that_cannot_give_its_rules_stops_the_run(audit, checkpoint, installed):
+    checkpoint()
+    installed("import no_such_module_for_test", "acme_rules")
+    assert_refused(audit(), "the entry point acme (acme_rules): ", "acme_rules.py:1: ModuleNotFoundError")
+
+
+# --- a stranger's files -----------------------------------------------------------------------------------------------
+
+
+def test_python_that_lies_in_a_checkpoint_is_not_run_for_naming_its_folder(audit, checkpoint):
+    folder = checkpoint()
+    (folder / "modeling.py").write_text("raise AssertionError('it ran')")
+    (folder / "narrow.toml").write_text(TOML)
+    assert_refused(
+        audit("--deaddir-rules=m"), "modeling.py not run: a checkpoint lies in", "where the file itself is named"
+    )
+    assert outcomes(audit("--deaddir-rules=m/narrow.toml"))["m::ACME002"] == "passed"
