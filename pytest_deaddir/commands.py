@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_deaddir.settings import read_rules
+from pytest_deaddir.settings import read_rules, refuse
 
 if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule
@@ -26,15 +26,10 @@ def run_command(config: pytest.Config) -> int:
         return _check([start / path for path in option.deaddir_check_rules])
     problems: list[str] = []
     rules = read_rules(config, problems)
-    _refuse(problems)
+    refuse(problems)
     if option.deaddir_explain is not None:
         return _explain(option.deaddir_explain, rules.loaded)
     return _list(rules)
-
-
-def _refuse(problems: Sequence[str]) -> None:
-    if problems:
-        raise pytest.UsageError(*(f"deaddir: {problem}" for problem in problems))
 
 
 def _explain(code: str, rules: Sequence[Rule]) -> int:
@@ -42,7 +37,7 @@ def _explain(code: str, rules: Sequence[Rule]) -> int:
     from pytest_deaddir.rules.select import no_such_rule
 
     unknown = no_such_rule(code, rules, whole=True)
-    _refuse([f"--deaddir-explain {unknown}"] if unknown else [])
+    refuse([f"--deaddir-explain {unknown}"] if unknown else [])
     return _print(terminal_page(next(rule for rule in rules if rule.code == code)))
 
 
@@ -60,7 +55,7 @@ def _check(paths: Sequence[Path]) -> int:
     try:
         rules = load_rules(paths)
     except RuleError as error:
-        _refuse(error.args)
+        refuse(error.args)
     from pytest_deaddir.rules.examples import failing_examples, unnoticed
 
     failed = 0

@@ -240,9 +240,16 @@ def read_settings(config: pytest.Config) -> Settings:
     )
     if not problems:
         problems += settings.unjudged()
-    if problems:
-        raise pytest.UsageError(*(f"deaddir: {problem}" for problem in problems))
+    refuse(problems)
     return settings
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise pytest.UsageError with every problem, where there is one. They may name a stranger's files and keys."""
+    from pytest_deaddir.report.terminal import escaped
+
+    if problems:
+        raise pytest.UsageError(*("deaddir: " + "\n".join(map(escaped, text.splitlines())) for text in problems))
 
 
 def resolve_spec(text: str, base: Path, level: Level | None) -> Spec:

@@ -93,7 +93,7 @@ def _rules_in(given: Any, origin: str, found: list[str]) -> Iterator[Rule]:
 
 
 def _rules_at(path: Path, origin: str, found: list[str]) -> Iterator[Rule]:
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112, since Path.is_dir raises for what cannot be a path
         yield from _rules_of_folder(path, origin, found)
     elif path.suffix == ".py":
         yield from _rules_of_python(path, origin, found)

@@ -13,9 +13,11 @@ from pytest_deaddir.rules.vocabulary import TEXTS, problems
 #: Bytes. A rule file may come with a stranger's checkpoint; the longest shipped one has a few thousand.
 LARGEST = 256 * 1024
 
-_HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
-_KEY = re.compile(r"\s*([\w.\"'-]+)\s*=")
-_INLINE_KEY = re.compile(r"[{,]\s*([\w\"'-]+)\s*=")
+_WORD = r"""(?:[\w-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
+_DOTTED = rf"{_WORD}(?:\s*\.\s*{_WORD})*"
+_HEADER = re.compile(rf"\s*(\[\[?)\s*({_DOTTED})\s*\]\]?\s*(#.*)?$")
+_KEY = re.compile(rf"\s*({_DOTTED})\s*=")
+_INLINE_KEY = re.compile(rf"[{{,]\s*({_DOTTED})\s*=")
 _AT_LINE = re.compile(r"\(at line (\d+), column \d+\)")
 
 
@@ -28,7 +30,7 @@ def read_rule(file: Path, found: list[str]) -> Rule | None:
             found.append(f"{file}: cannot be read: larger than {LARGEST // 1024} kB, which no rule is")
             return None
         text = raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no file, not UTF-8, no name of a file
         found.append(f"{file}: cannot be read: {error}")
         return None
     try:
@@ -85,24 +87,35 @@ def key_lines(text: str) -> dict[tuple[str | int, ...], int]:
     for number, line in enumerate(text.split("\n"), 1):
         if not quote:
             if header := _HEADER.match(line):
-                table = tuple(_unquoted(part) for part in header[2].split("."))
+                table = _names(header[2])
                 if header[1] == "[[":
                     counts[header[2]] = counts.get(header[2], -1) + 1
                     table = (*table, counts[header[2]])
                 lines.setdefault(table, number)
             elif key := _KEY.match(line):
-                path = (*table, *(_unquoted(part) for part in key[1].split(".")))
+                path = (*table, *_names(key[1]))
                 lines.setdefault(path, number)
                 for inner in _INLINE_KEY.findall(line[key.end() :]):
-                    lines.setdefault((*path, _unquoted(inner)), number)
+                    lines.setdefault((*path, *_names(inner)), number)
         for mark in ('"""', "'''"):
             if quote in ("", mark) and line.count(mark) % 2:
                 quote = "" if quote else mark
     return lines
 
 
-def _unquoted(key: str) -> str:
-    return key.strip().strip("\"'")
+def _names(key: str) -> tuple[str, ...]:
+    """The parts of a key as it is written, with quotes and dots."""
+    if key.isidentifier():
+        return (key,)
+    names: list[str] = []
+    try:
+        node: Any = tomllib.loads(f"{key} = 0")
+    except ValueError:  # an escape that is none
+        return (key,)
+    while isinstance(node, dict):
+        ((name, node),) = node.items()
+        names.append(name)
+    return tuple(names)
 
 
 def _line_of(path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]) -> int:

@@ -192,3 +192,12 @@ def test_python_that_lies_in_a_checkpoint_is_not_run_for_naming_its_folder(audit
         audit("--deaddir-rules=m"), "modeling.py not run: a checkpoint lies in", "where the file itself is named"
     )
     assert outcomes(audit("--deaddir-rules=m/narrow.toml"))["m::ACME002"] == "passed"
+
+
+@pytest.mark.parametrize("option", ["--deaddir-rules", "--deaddir-check-rules"])
+def test_what_is_wrong_with_a_strangers_rule_file_does_nothing_to_a_terminal(audit, checkpoint, pytester, option):
+    checkpoint()
+    (pytester.path / "bad\x1b[31m.toml").write_text(TOML + '"\\u001b[31mkey" = 1\n')
+    result = audit(f"{option}={pytester.path}")
+    assert_refused(result, "bad\\x1b[31m.toml:9: unknown key \\x1b[31mkey")
+    assert "\x1b" not in text_of(result)

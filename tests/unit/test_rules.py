@@ -311,6 +311,12 @@ def test_a_hostile_rule_file_is_an_error_like_any_other(tmp_path, text, problem)
         load_rules([tmp_path / "rule.toml"])
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b.toml"], ids=["long", "nul"])
+def test_what_cannot_be_a_path_is_a_file_that_cannot_be_read(name):
+    with pytest.raises(RuleError, match="cannot be read"):
+        load_rules([Path(name)])
+
+
 def test_a_limit_of_400_digits_is_a_number(tmp_path):
     rule = rule_from(tmp_path, RULE.replace("max = 50", f"max = {10**400}"))
     assert evaluate(rule, audit_of({"path": "a", "kind": "rmsnorm", "gamma_max": 1e300})).outcome == "passed"
