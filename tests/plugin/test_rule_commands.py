@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from plugin.helpers import assert_refused, text_of
@@ -173,3 +176,29 @@ def test_a_terminal_that_knows_no_greek_is_shown_escapes(pytester, monkeypatch):
     result = pytester.runpytest_subprocess("--deaddir-explain=DD101")
     assert result.ret == 0
     assert "\\u03b3" in text_of(result)
+
+
+# --- the documentation ------------------------------------------------------------------------------------------------
+
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
+
+
+def blocks(page, language):
+    """The blocks of a language in a page."""
+    return re.findall(rf"```{language}\n(.*?)```", (HOW_TO / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_rule_file_of_the_how_to_holds_and_none_of_its_conditions_is_loose(run, pytester):
+    (pytester.path / "acme.toml").write_text(blocks("write-a-rule-file.md", "toml")[0], encoding="utf-8")
+    result = run("--deaddir-check-rules=acme.toml")
+    assert result.ret == 0
+    assert result.outlines == ["ACME001 gamma-outlier: 3 examples", "1 rules, 3 examples: 0 not as expected"]
+
+
+def test_the_rule_in_python_of_the_how_to_is_a_rule_and_its_test_passes(run, pytester):
+    pytester.makeini("[pytest]\npythonpath = .\n")
+    rule, test = blocks("write-a-rule-in-python.md", "python")
+    (pytester.path / "acme.py").write_text(rule, encoding="utf-8")
+    (pytester.path / "test_acme.py").write_text(test, encoding="utf-8")
+    assert run("--deaddir-explain=ACME002", "--deaddir-rules=acme.py").ret == 0
+    run("test_acme.py").assert_outcomes(passed=1)
