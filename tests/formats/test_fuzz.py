@@ -16,6 +16,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -334,6 +335,73 @@ def test_a_broken_config(single, raw):
     (single / "config.json").write_bytes(raw)
     survives(single, read_json, single / "config.json")
     audited(single, single)
+
+
+# --- the class that a config names --------------------------------------------------------------------------
+
+_SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 16}
+_LLAMA = {"model_type": "llama", **_SIZES, "num_key_value_heads": 1, "rope_parameters": {"rope_type": "default"}}
+_COHERE = {"model_type": "cohere2", **_SIZES, "layer_types": ["full_attention"], "sliding_window": 4}
+_T5 = {"model_type": "t5", "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
+_SIGLIP = {"model_type": "siglip_vision_model", **_SIZES, "image_size": 8, "patch_size": 4}
+BUILT = [
+    {"architectures": ["LlamaForCausalLM"], **_LLAMA},
+    {"architectures": ["Cohere2ForCausalLM"], **_COHERE},
+    {"architectures": ["T5EncoderModel"], **_T5},
+    {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "text_config": _LLAMA,
+        "vision_config": _SIGLIP,
+    },
+    {"architectures": ["ModernBertModel"], "model_type": "modernbert", **_SIZES, "pad_token_id": 0},
+]
+#: A norm of each of them, of which the names say too little, so that the class is built.
+OPEN = ("model.norm", "encoder.final_layer_norm", "model.language_model.norm", "final_norm")
+EXTREME = st.sampled_from(
+    [10**5, 10**6, 10**9, 10**12, -1, -(10**9), 0, 1, 0.5, "", "gelu", "llama", "t5", [], [10**6], {}]
+)
+
+
+@st.composite
+def extreme_config(draw):
+    """One to three values anywhere in a config replaced by an extreme or by anything, or left out."""
+    config = copy.deepcopy(draw(st.sampled_from(BUILT)))
+    for _ in range(draw(st.integers(1, 3))):
+        holders = places(config)
+        if not holders:
+            break
+        holder, key = draw(st.sampled_from(holders))
+        if draw(st.integers(0, 9)) == 0:
+            del holder[key]
+        else:
+            holder[key] = copy.deepcopy(draw(st.one_of(EXTREME, EXTREME, VALUES)))
+    return config
+
+
+@pytest.fixture
+def classes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+
+
+@pytest.fixture(scope="module")
+def left_open(tmp_path_factory):
+    scales = {f"{path}.weight": np.ones(8, np.float32) for path in OPEN}
+    return directory(tmp_path_factory, {"model.safetensors": save(scales)})
+
+
+@pytest.mark.parametrize("config", BUILT, ids=lambda config: config["model_type"])
+def test_the_class_is_built_where_the_config_is_whole(left_open, classes, config):
+    (left_open / "config.json").write_text(json.dumps(config))
+    assert any("probed on the meta device" in norm["how"] for norm in api.read(left_open).norms)
+
+
+@settings(fuzz, max_examples=int(os.environ.get("DEADDIR_FUZZ", "120")))
+@given(config=extreme_config())
+def test_a_class_built_from_any_config(left_open, classes, config):
+    (left_open / "config.json").write_text(json.dumps(config))
+    with patience(PATIENCE), suppress(CheckpointError, SpecError):
+        assert api.read(left_open).norms
 
 
 # --- GGUF ---------------------------------------------------------------------------------------------------
