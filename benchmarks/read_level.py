@@ -46,6 +46,7 @@ def default_model() -> Path:
 def run(arguments: list[str], folder: str, expected: int) -> Run:
     """One pytest as a process: its wall-clock and processor time, and its peak resident memory in bytes."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or every run would compile this package, and none of the others
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     with tempfile.TemporaryFile() as output:

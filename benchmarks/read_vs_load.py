@@ -49,6 +49,7 @@ def default_checkpoint() -> Path:
 def process(code: str) -> tuple[float, float]:
     """Seconds and peak MB of one Python process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or every run would compile this package, and none of the others
     started = time.perf_counter()
     child = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
