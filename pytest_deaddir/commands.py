@@ -56,18 +56,19 @@ def _check(paths: Sequence[Path]) -> int:
         rules = load_rules(paths)
     except RuleError as error:
         refuse(error.args)
+    from pytest_deaddir.report.terminal import counted
     from pytest_deaddir.rules.examples import failing_examples, unnoticed
 
     failed = 0
     for rule in rules:
         failing = list(failing_examples(rule))
         failed += len(failing)
-        counted = f"{len(rule.examples)} examples" if rule.examples else "no examples, so that nothing was checked"
-        _print([f"{rule.code} {rule.name}: {counted}", *(f"  {line}" for line in failing)])
+        held = counted(len(rule.examples), "example") if rule.examples else "no examples, so that nothing was checked"
+        _print([f"{rule.code} {rule.name}: {held}", *(f"  {line}" for line in failing)])
         if rule.examples and not failing:
             _print(f"  no example notices: {change}" for change in unnoticed(rule))
-    total = sum(len(rule.examples) for rule in rules)
-    return _print([f"{len(rules)} rules, {total} examples: {failed} not as expected"]) or int(failed > 0)
+    total = counted(sum(len(rule.examples) for rule in rules), "example")
+    return _print([f"{counted(len(rules), 'rule')}, {total}: {failed} not as expected"]) or int(failed > 0)
 
 
 def _print(lines: Iterable[str]) -> int:

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_deaddir.report.terminal import escaped, limit_words
+from pytest_deaddir.report.terminal import counted, escaped, limit_words
 
 if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule
@@ -103,11 +103,8 @@ def catalogue_lines(loaded: Sequence[Rule], chosen: Sequence[Rule]) -> Iterator[
     yield from (escaped(line) for line in tabulate(rows, headers, disable_numparse=True).split("\n"))
     off = len(loaded) - len(chosen)
     yield ""
-    yield (
-        f"{len(loaded)} rules"
-        + (f", {off} of them not selected" if off else "")
-        + "; --deaddir-explain=CODE explains one"
-    )
+    not_selected = f", {off} of them not selected" if off else ""
+    yield f"{counted(len(loaded), 'rule')}{not_selected}; --deaddir-explain=CODE explains one"
 
 
 def markdown_page(rule: Rule) -> str:

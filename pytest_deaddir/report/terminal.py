@@ -17,7 +17,7 @@ _OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in":
 def header(settings: Settings) -> list[str]:
     """What is about to be audited, and by which rules."""
     levels = sorted({settings.level_of(spec) for spec in settings.models.values()})
-    models = _counted(len(settings.models), "model")
+    models = counted(len(settings.models), "model")
     how = f"device {settings.device}, dtype {settings.dtype or 'as stored'}"
     origins: dict[str, int] = {}
     for rule in settings.rules.loaded:
@@ -83,7 +83,7 @@ def _facts(audit: dict[str, Any]) -> str:
         escaped(model["architecture"] or "no architecture named"),
         f"{model['parameters'] / 1e6:.3g}M parameters" if model["parameters"] else "parameters not counted",
         f"d = {model['width']}",
-        f"{_counted(len(audit['norms']), 'norm')} ({model['normalisation']})",
+        f"{counted(len(audit['norms']), 'norm')} ({model['normalisation']})",
         f"{model['level']} in {model['dtype']}" + (f" on {model['device']}" if model["device"] else ""),
     ]
     if model["samples"]:
@@ -96,7 +96,7 @@ def _facts(audit: dict[str, Any]) -> str:
     if model["redundant_parameters"]:
         parts.append(f"{model['redundant_parameters']} redundant parameters")
     if model["requests"]:
-        parts.append(f"{model['bytes_read'] / 1e3:.0f} kB in {_counted(model['requests'], 'request')}")
+        parts.append(f"{model['bytes_read'] / 1e3:.0f} kB in {counted(model['requests'], 'request')}")
     parts.append(f"{sum(model['seconds'].values()):.2f} s")
     return " · ".join(parts)
 
@@ -215,7 +215,8 @@ def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """``1 rule``, ``2 rules``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

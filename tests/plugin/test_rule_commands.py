@@ -109,7 +109,7 @@ def test_examples_that_come_out_as_they_say_pass(run, pytester):
     (pytester.path / "narrow.toml").write_text(TOML + EXAMPLES)
     result = run("--deaddir-check-rules=narrow.toml")
     assert result.ret == 0
-    assert result.outlines == ["ACME002 narrow: 2 examples", "1 rules, 2 examples: 0 not as expected"]
+    assert result.outlines == ["ACME002 narrow: 2 examples", "1 rule, 2 examples: 0 not as expected"]
 
 
 def test_an_example_that_does_not_fails_with_its_line(run, pytester):
@@ -192,7 +192,7 @@ def test_the_rule_file_of_the_how_to_holds_and_none_of_its_conditions_is_loose(r
     (pytester.path / "acme.toml").write_text(blocks("write-a-rule-file.md", "toml")[0], encoding="utf-8")
     result = run("--deaddir-check-rules=acme.toml")
     assert result.ret == 0
-    assert result.outlines == ["ACME001 gamma-outlier: 3 examples", "1 rules, 3 examples: 0 not as expected"]
+    assert result.outlines == ["ACME001 gamma-outlier: 3 examples", "1 rule, 3 examples: 0 not as expected"]
 
 
 def test_the_rule_in_python_of_the_how_to_is_a_rule_and_its_test_passes(run, pytester):

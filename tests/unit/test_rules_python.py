@@ -324,9 +324,10 @@ def test_a_module_a_callable_a_path_a_rule_and_lists_of_them_give_rules(outlier,
         (lambda: None, "here: gave None"),
         (types.ModuleType("acme"), "here: no rule in the module acme"),
         (lambda: 1 / 0, "ZeroDivisionError"),
+        (lambda: sys.exit(3), "SystemExit: 3"),
         (lambda: (1 / 0 for _ in "x"), "ZeroDivisionError"),
     ],
-    ids=["number", "none", "returns none", "empty module", "raises", "raises later"],
+    ids=["number", "none", "returns none", "empty module", "raises", "exits", "raises later"],
 )
 def test_what_gives_no_rule_is_told(given, says):
     (told,) = problems(Source("here", given))
