@@ -201,4 +201,4 @@ def test_the_rule_in_python_of_the_how_to_is_a_rule_and_its_test_passes(run, pyt
     (pytester.path / "acme.py").write_text(rule, encoding="utf-8")
     (pytester.path / "test_acme.py").write_text(test, encoding="utf-8")
     assert run("--deaddir-explain=ACME002", "--deaddir-rules=acme.py").ret == 0
-    run("test_acme.py").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("test_acme.py").assert_outcomes(passed=1)
