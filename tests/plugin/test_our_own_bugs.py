@@ -14,8 +14,8 @@ def broken_rule(monkeypatch):
 
     plain = pytest_deaddir.rules.evaluate
 
-    def evaluate(rule, audit):
-        return 1 / 0 if rule.code == "DD002" else plain(rule, audit)
+    def evaluate(rule, *rest):
+        return 1 / 0 if rule.code == "DD002" else plain(rule, *rest)
 
     monkeypatch.setattr(pytest_deaddir.rules, "evaluate", evaluate)
 
