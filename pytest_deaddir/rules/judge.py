@@ -41,7 +41,7 @@ def evaluate(rule: Rule, audit: Audit, fail_on: str = "error") -> Verdict:
     """
     rows = [r for r in audit.table(rule.table) if all(r[column] in values for column, values in rule.where.items())]
     if not rows:
-        wanted = ", ".join(f"{column} = {' | '.join(map(str, values))}" for column, values in rule.where.items())
+        wanted = ", ".join(f"{c} = {' | '.join(str(v) or 'empty' for v in values)}" for c, values in rule.where.items())
         reason = f"no row of {rule.table} with {wanted}" if wanted else f"{rule.table} has no rows"
         return Verdict(rule, [], 0, reason, fail_on)
     findings: list[Row] = []

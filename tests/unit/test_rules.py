@@ -79,6 +79,8 @@ def test_rows_that_where_leaves_out_are_not_judged_and_the_reason_is_given(tmp_p
     verdict = evaluate(rule_from(tmp_path), audit_of({"path": "a", "kind": "undecided", "gamma_max": 1e9}))
     assert verdict.outcome == "skipped"
     assert verdict.skipped == "no row of norms with kind = layernorm | rmsnorm"
+    rule = replace(rule_from(tmp_path), where={"role": ("final",), "inconclusive": ("",)})
+    assert evaluate(rule, audit_of({"path": "a"})).skipped == "no row of norms with role = final, inconclusive = empty"
 
 
 @pytest.mark.parametrize(
