@@ -1,7 +1,7 @@
 """Every hostile or broken checkpoint ends in a finding or in an error that names the file, and nothing outside is opened."""
 
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -86,6 +86,8 @@ def test_every_case_is_expected_somewhere():
 def test_exactly_its_finding(tmp_path, name):
     CASES[name](tmp_path / "checkpoint")
     code, site = FINDINGS[name]
+    if code == "DD007":
+        pytest.importorskip("torch", reason="where it is not loaded, a .bin is left closed (DD011)")
     assert findings(tmp_path / "checkpoint") == [(code, site or str(tmp_path / "checkpoint"))]
 
 
@@ -112,8 +114,8 @@ def test_an_error_that_names_the_file(tmp_path, name):
 
 @pytest.mark.parametrize("name", [name for name in CASES if "pickle" not in name and "bin" not in name])
 def test_nothing_outside_the_checkpoint_is_opened(tmp_path, name):
+    warm_up(name, tmp_path / "before")  # what is imported on first use is opened now
     CASES[name](tmp_path / "checkpoint")
-    api.read(warm_up(tmp_path))  # what is imported on first use is opened now
     with opens() as opened:
         try:
             findings_of = api.read(tmp_path / "checkpoint")
@@ -126,6 +128,10 @@ def test_nothing_outside_the_checkpoint_is_opened(tmp_path, name):
     assert opened or name == "pipe-for-a-config"
 
 
-def warm_up(tmp_path):
-    CASES["healthy"](tmp_path / "warm-up")
-    return tmp_path / "warm-up"
+def warm_up(name, folder):
+    """Read the same case once, and one that opens whole."""
+    for case in (name, "healthy"):
+        (folder / case).mkdir(parents=True, exist_ok=True)
+        CASES[case](folder / case / "checkpoint")
+        with suppress(CheckpointError):
+            api.read(folder / case / "checkpoint")
