@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -100,7 +101,9 @@ class _Runner:
 
     def derivative(self, tangents: Tensors) -> list[torch.Tensor]:
         """The derivative of :meth:`outputs` along ``tangents``, by forward-mode differentiation."""
-        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no such mode
+        # The fused kernels of attention have no such mode.
+        with warnings.catch_warnings(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch scripts some of its derivatives on first use
             dual = {name: forward_ad.make_dual(self.parameters[name], tangent) for name, tangent in tangents.items()}
             found = [(y, forward_ad.unpack_dual(y).tangent) for y in self.outputs(dual)]
         return [torch.zeros_like(y) if tangent is None else tangent for y, tangent in found]

@@ -260,3 +260,11 @@ def test_the_marker_and_the_fixtures_are_documented(pytester):
     fixtures = pytester.runpytest_inprocess("--fixtures").stdout
     fixtures.fnmatch_lines(["deaddir_audit -- *"])
     fixtures.fnmatch_lines(["norm_site -- *"])
+
+
+def test_the_level_full_makes_no_warning(pytester):
+    """Warnings as errors, in a process of its own: torch scripts some derivatives of activations on their first use."""
+    spec = "random:bert?num_hidden_layers=1&hidden_size=32&num_attention_heads=2&intermediate_size=64&vocab_size=64"
+    result = pytester.runpytest_subprocess("-W", "error", f"--deaddir-model={spec}", "--deaddir-level=full")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*depth*redundant parameters*"])
