@@ -2,48 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_deaddir.session import DISCOVERY, STATE, attach
+from pytest_deaddir.session import DISCOVERY, STATE, State, attach
 
 if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule
-    from pytest_deaddir.settings import Settings
-    from pytest_deaddir.source.spec import Spec
-    from pytest_deaddir.tables import Audit, Level, Row
+    from pytest_deaddir.settings import Subject
+    from pytest_deaddir.tables import Audit, Row
 
 
 class FoundError(Exception):
-    """A check failed: there are findings of a severity that fails."""
+    """A check failed: there are findings of a severity that fails, or suppressions of them that no longer hold."""
 
-    def __init__(self, findings: list[Row]) -> None:
+    def __init__(self, findings: list[Row], outdated: Sequence[str] = ()) -> None:
         super().__init__(f"{len(findings)} findings")
         self.findings = findings
+        self.outdated = outdated
+
+
+class GateFile(pytest.File):
+    """A deaddir.toml: its models."""
+
+    def collect(self) -> Iterator[pytest.Collector]:
+        """A collector per model. Raises CollectError with every mistake of the file."""
+        from pytest_deaddir.gate import GateError
+
+        try:
+            subjects = self.config.stash[STATE].gate(self.path)
+        except GateError as error:
+            raise self.CollectError(error_text(error)) from None
+        for subject in subjects:
+            name = subject.label.rpartition("::")[2]
+            yield ModelCollector.from_parent(self, name=name, nodeid=subject.label, path=self.path, subject=subject)
 
 
 class ModelCollector(pytest.Collector):
     """One subject. Its id is the subject's label, so that --dist loadscope keeps its items on one worker."""
 
-    def __init__(self, *, spec: Spec, **kwargs: Any) -> None:
+    def __init__(self, *, subject: Subject, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.spec = spec
-        self.level: Level = self.config.stash[STATE].settings.level_of(spec)
-        self.add_marker(pytest.mark.deaddir(model=spec.text, level=self.level))
+        self.subject = subject
+        self.add_marker(pytest.mark.deaddir(model=subject.spec.text, level=subject.plan.level))
 
     @classmethod
-    def of(cls, session: pytest.Session, label: str, spec: Spec) -> ModelCollector:
+    def of(cls, session: pytest.Session, subject: Subject) -> ModelCollector:
         """The collector of a subject; its path is the checkpoint's, or for what has none the root's (--nf stats it)."""
-        path = spec.path.resolve() if spec.path is not None else session.path
-        return cls.from_parent(session, name=label, nodeid=label, path=path, spec=spec)
+        path = subject.spec.path.resolve() if subject.spec.path is not None else session.path
+        return cls.from_parent(session, name=subject.label, nodeid=subject.label, path=path, subject=subject)
 
     def collect(self) -> Iterator[pytest.Item]:
         """The discovery item, then a rule item per rule that the level can answer."""
         yield DiscoveryItem.from_parent(self, name=DISCOVERY)
-        for rule in self.config.stash[STATE].settings.rules_at(self.level):
+        for rule in self.subject.applicable:
             yield RuleItem.from_parent(self, name=rule.code, rule=rule)
 
 
@@ -66,11 +82,13 @@ class AuditItem(pytest.Item):
         from pytest_deaddir.errors import DeaddirError
 
         try:
-            return self.config.stash[STATE].measurements.audit(self.parent.spec, self.parent.level)
+            return self.config.stash[STATE].measurements.audit(self.parent.subject.plan)
         except Exception as error:
             if self._is_told_by_discovery():
                 kind = "failed" if isinstance(error, DeaddirError) else "broke"
-                pytest.skip(f"not judged: the audit of {self.parent.name} {kind}, see {self.parent.name}::{DISCOVERY}")
+                pytest.skip(
+                    f"not judged: the audit of {self.parent.name} {kind}, see {self.parent.nodeid}::{DISCOVERY}"
+                )
             raise
 
     def _is_told_by_discovery(self) -> bool:
@@ -85,17 +103,15 @@ class AuditItem(pytest.Item):
         """Our own errors as text; any other is a bug of ours or of the model's code and keeps its traceback."""
         from pytest_deaddir.errors import DeaddirError
 
-        settings = self.config.stash[STATE].settings
-        rerun = f"re-run    {settings.rerun(self.parent.spec, self.name)}"
+        start = self.config.invocation_params.dir
+        rerun = f"re-run    {self.parent.subject.rerun(self.name, start)}"
         if isinstance(excinfo.value, FoundError):
-            from pytest_deaddir.report.terminal import finding_lines
+            from pytest_deaddir.report.terminal import escaped, finding_lines
 
             lines = [line for finding in excinfo.value.findings for line in finding_lines(finding)]
-            return "\n".join([*lines, rerun])
+            return "\n".join([*lines, *map(escaped, excinfo.value.outdated), rerun])
         if isinstance(excinfo.value, DeaddirError):
-            from pytest_deaddir.report.terminal import escaped
-
-            return "\n".join([*map(escaped, str(excinfo.value).splitlines()), rerun])  # it may name a stranger's files
+            return f"{error_text(excinfo.value)}\n{rerun}"
         return super().repr_failure(excinfo, style)
 
     def report(self, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
@@ -104,13 +120,14 @@ class AuditItem(pytest.Item):
 
         error = call.excinfo.value if call.excinfo else None
         measurements = self.config.stash[STATE].measurements
-        unmeasured = report.failed and measurements.done(self.parent.spec, self.parent.level) is None
+        unmeasured = report.failed and measurements.done(self.parent.subject.plan) is None
         findings = self._findings()
         attach(
             report,
-            label=self.parent.name,
+            label=self.parent.nodeid,
+            spec=self.parent.subject.spec.text,
             name=self.name,
-            outcome="warned" if report.passed and any(f["severity"] == "warning" for f in findings) else report.outcome,
+            outcome="warned" if report.passed and any(_is_warning(f) for f in findings) else report.outcome,
             findings=findings,
             audit=self._audit_once(),
             error=(str(error) if isinstance(error, DeaddirError) else repr(error)) if unmeasured else None,
@@ -123,21 +140,31 @@ class AuditItem(pytest.Item):
         """The audit's tables with the first item of the subject that this process reports."""
         sent = self.parent.stash.setdefault(_SENT, False)
         measurements = self.config.stash[STATE].measurements
-        measured = measurements.done(self.parent.spec, self.parent.level)
+        measured = measurements.done(self.parent.subject.plan)
         if sent or measured is None:
             return None
         self.parent.stash[_SENT] = True
         return {"model": measured.model, "norms": measured.norms, "blocks": measured.blocks}
 
 
-def lies_in_a_checkpoint(path: Path, settings: Settings) -> bool:
+def lies_in_a_checkpoint(path: Path, state: State) -> bool:
     """Whether a file to collect belongs to an audited directory: a stranger's tests and conftest are not ours to run.
 
     Whoever stands in the checkpoint's own repository means its tests.
     """
-    homes = [spec.path.resolve() for spec in settings.models.values() if spec.form == "directory" and spec.path]
-    here = settings.start.resolve()
-    return any(path.resolve().is_relative_to(home) and not here.is_relative_to(home) for home in homes)
+    here = state.settings.start.resolve()
+    return any(path.resolve().is_relative_to(home) and not here.is_relative_to(home) for home in state.homes)
+
+
+def error_text(error: Exception) -> str:
+    """An error of ours as its lines; it may name a stranger's files."""
+    from pytest_deaddir.report.terminal import escaped
+
+    return "\n".join(map(escaped, str(error).splitlines()))
+
+
+def _is_warning(finding: Row) -> bool:
+    return finding["severity"] == "warning" and finding["suppressed"] is None
 
 
 _SENT = pytest.StashKey[bool]()
@@ -167,12 +194,14 @@ class RuleItem(AuditItem):
         """Fails on findings of a severity that fails; skips, with the reason, where the rule has nothing to judge."""
         from pytest_deaddir.rules import evaluate
 
-        verdict = evaluate(self.rule, self.audit(), self.config.stash[STATE].settings.rules.fail_on)
+        subject = self.parent.subject
+        verdict = evaluate(self.rule, self.audit(), subject.rules.fail_on)
+        verdict = verdict.suppressing(subject.suppressions, date.today())
         self.found = verdict.findings
+        if verdict.outcome == "failed":
+            raise FoundError(verdict.open, verdict.outdated)
         if verdict.skipped is not None:
             pytest.skip(verdict.skipped)
-        if verdict.outcome == "failed":
-            raise FoundError(verdict.findings)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """What a rule in Python raises is told from its own file on."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_deaddir.settings import read_rules, refuse
+from pytest_deaddir.given import Given
+from pytest_deaddir.settings import choose_rules, refuse
 
 if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule
@@ -25,7 +26,7 @@ def run_command(config: pytest.Config) -> int:
         start = config.invocation_params.dir
         return _check([start / path for path in option.deaddir_check_rules])
     problems: list[str] = []
-    rules = read_rules(config, problems)
+    rules = choose_rules(config, Given.of(config, problems))
     refuse(problems)
     if option.deaddir_explain is not None:
         return _explain(option.deaddir_explain, rules.loaded)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_deaddir.options import GATE
+
 if TYPE_CHECKING:
     from pytest_deaddir.discovery.probe import NormProbe
     from pytest_deaddir.session import State
-    from pytest_deaddir.source.spec import Spec
+    from pytest_deaddir.settings import Subject
     from pytest_deaddir.tables import Audit, Level, Row
 
 _OURS = {"deaddir_model", "deaddir_audit", "norm_site"}
@@ -30,10 +33,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not _OURS & set(metafunc.fixturenames):
         return
     from pytest_deaddir.errors import DeaddirError
+    from pytest_deaddir.gate import GateError
 
     try:
         _parametrize(metafunc)
-    except (DeaddirError, _MarkerError) as error:
+    except (DeaddirError, _MarkerError, GateError) as error:
         problem = f"{metafunc.definition.nodeid}: {error}"
     else:
         return
@@ -50,10 +54,10 @@ def _parametrize(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("deaddir_model", list(subjects.values()), ids=list(subjects), indirect=True)
         return
     cases = []
-    for label, spec in subjects.items():
-        for path in _site_paths(state, spec, wanted):
+    for label, subject in subjects.items():
+        for path in _site_paths(state, subject, wanted):
             name = path if len(subjects) == 1 else f"{label}-{path}"
-            cases.append(pytest.param(spec, path, id=name))
+            cases.append(pytest.param(subject, path, id=name))
     metafunc.parametrize(("deaddir_model", "norm_site"), cases, indirect=True)
 
 
@@ -77,18 +81,35 @@ def _marker_arguments(node: Any) -> dict[str, Any]:
     return wanted
 
 
-def _subjects(state: State, config: pytest.Config, wanted: dict[str, Any]) -> dict[str, Spec]:
-    if "model" not in wanted:
-        return state.settings.models
-    from pytest_deaddir.settings import resolve_spec
+def _subjects(state: State, config: pytest.Config, wanted: dict[str, Any]) -> dict[str, Subject]:
+    """The subjects that a test visits, by their short names: those of the marker, else of the options, else of the gate
+    file in pytest's root."""
+    gate = config.rootpath / GATE
+    gated = state.gate(gate) if gate.exists() else []
+    named = {subject.label.rpartition("::")[2]: subject for subject in gated}
+    if "model" in wanted:
+        text = wanted["model"]
+        if text in named:
+            found = {text: named[text]}
+        else:
+            from pytest_deaddir.settings import Subject, plan_of
 
-    spec = resolve_spec(wanted["model"], config.rootpath, wanted.get("level"))
-    return {wanted["model"].replace("::", "-"): spec}
+            how = state.settings.how
+            plan = plan_of(text, config.rootpath, {**how, "level": wanted.get("level", how["level"])})
+            found = {text.replace("::", "-"): Subject(text, plan, state.settings.rules)}
+    else:
+        found = state.settings.subjects or named
+    level = wanted.get("level")
+    return {label: _at(subject, level) if level else subject for label, subject in found.items()}
 
 
-def _site_paths(state: State, spec: Spec, wanted: dict[str, Any]) -> Iterator[str]:
+def _at(subject: Subject, level: Level) -> Subject:
+    return replace(subject, plan=replace(subject.plan, level=level))
+
+
+def _site_paths(state: State, subject: Subject, wanted: dict[str, Any]) -> Iterator[str]:
     """The norms that a ``norm_site`` test visits. An audit is needed to know them, so it is made now, and kept."""
-    audit = state.measurements.audit(spec, _level(state, spec, wanted))
+    audit = state.measurements.audit(subject.plan)
     for norm in audit.norms:
         if all(norm[column] in _listed(wanted[column]) for column in ("kind", "role") if column in wanted):
             yield norm["path"]
@@ -98,20 +119,17 @@ def _listed(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple, set)) else (value,)
 
 
-def _level(state: State, spec: Spec, wanted: dict[str, Any]) -> Level:
-    level: Level = wanted.get("level") or state.settings.level_of(spec)
-    return level
+@pytest.fixture
+def deaddir_model(request: pytest.FixtureRequest) -> Subject:
+    """The subject of a test: the one of ``@pytest.mark.deaddir(model=…)``, else every ``--deaddir-model`` in turn, else
+    those of ``deaddir.toml``. Its ``spec.text`` is what was written, its ``plan`` how it is measured.
+    """
+    subject: Subject = request.param
+    return subject
 
 
 @pytest.fixture
-def deaddir_model(request: pytest.FixtureRequest) -> Spec:
-    """The subject of a test: every ``--deaddir-model`` in turn, or the one of ``@pytest.mark.deaddir(model=…)``."""
-    spec: Spec = request.param
-    return spec
-
-
-@pytest.fixture
-def deaddir_audit(deaddir_model: Spec, request: pytest.FixtureRequest) -> Audit:
+def deaddir_audit(deaddir_model: Subject, request: pytest.FixtureRequest) -> Audit:
     """The judged :class:`~pytest_deaddir.Audit` of the subject, measured once per session whoever asks first.
 
     ::
@@ -124,13 +142,12 @@ def deaddir_audit(deaddir_model: Spec, request: pytest.FixtureRequest) -> Audit:
     from pytest_deaddir.session import state_of
 
     state = state_of(request.config)
-    level = _level(state, deaddir_model, _marker_arguments(request.node))
     try:
-        audit = state.measurements.audit(deaddir_model, level)
+        audit = state.measurements.audit(deaddir_model.plan)
     except DeaddirError as error:
         problem = str(error)
     else:  # a copy: what one test does to it must not reach the next, nor the report
-        return judge(copy.deepcopy(audit), state.settings.rules.chosen, state.settings.rules.fail_on)
+        return judge(copy.deepcopy(audit), deaddir_model.rules.chosen, deaddir_model.rules.fail_on)
     pytest.fail(problem, pytrace=False)
 
 

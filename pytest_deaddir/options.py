@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+#: The name of a gate file.
+GATE = "deaddir.toml"
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SOLVERS = ("inverse", "svd")

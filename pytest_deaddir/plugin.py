@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_deaddir.options import GATE, add_options, in_one_word
+
 if TYPE_CHECKING:
     from pytest_deaddir.session import State
 
@@ -21,8 +23,6 @@ _MARKER = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    from pytest_deaddir.options import add_options
-
     add_options(parser)
 
 
@@ -32,6 +32,9 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+#: The name under which what a run that audits needs is registered.
+_RUN = "deaddir-run"
+
 #: The command line to start again with, where pytest began with somebody else's configuration.
 _RESTART = pytest.StashKey[list[str]]()
 
@@ -40,8 +43,6 @@ _RESTART = pytest.StashKey[list[str]]()
 def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str], parser: pytest.Parser) -> None:
     if not any("--deaddir-" in str(word) for word in early_config.invocation_params.args):
         return
-    from pytest_deaddir.options import in_one_word
-
     if words := in_one_word(early_config, parser):
         early_config.stash[_RESTART] = words
         args[:] = words  # without the addopts of that configuration
@@ -72,9 +73,39 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARKER)
     given = vars(config.option)
     if any(given[name] is not None for name in given if name.startswith("deaddir_")) or config.getini("deaddir_model"):
-        from pytest_deaddir.session import state_of
+        _begin(config)
+    gate = config.rootpath / GATE
+    if gate.exists():
+        _begin(config)
+        if config.args_source is config.ArgsSource.TESTPATHS:
+            config.args.append(str(gate))  # it lies beside the tests, and not below them
 
-        config.pluginmanager.register(AuditRun(state_of(config)), "deaddir-run")
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if file_path.name != GATE:
+        return None
+    from pytest_deaddir.collection import GateFile
+
+    _begin(parent.config)
+    return GateFile.from_parent(parent, path=file_path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """The controller collects nothing by itself."""
+    if any(nodeid.partition("::")[0].rpartition("/")[2] == GATE for nodeid in ids):
+        _begin(node.config)
+    if run := node.config.pluginmanager.get_plugin(_RUN):
+        run.state.results.plan(ids)
+
+
+def _begin(config: pytest.Config) -> None:
+    """From here on this run audits."""
+    if config.pluginmanager.has_plugin(_RUN):
+        return
+    from pytest_deaddir.session import state_of
+
+    config.pluginmanager.register(AuditRun(state_of(config)), _RUN)
 
 
 class AuditRun:
@@ -86,7 +117,14 @@ class AuditRun:
     def pytest_report_header(self) -> list[str]:
         from pytest_deaddir.report.terminal import header
 
-        return header(self.state.settings)
+        return header(self.state.settings) if self.state.settings.subjects else []
+
+    def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
+        from pytest_deaddir.report.terminal import gate_header
+
+        if config.get_verbosity() < 0:
+            return []
+        return [line for path, subjects in self.state.gates.items() for line in gate_header(path, subjects)]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_make_collect_report(
@@ -96,22 +134,20 @@ class AuditRun:
         if isinstance(collector, pytest.Session):
             from pytest_deaddir.collection import ModelCollector
 
-            others = [] if self.state.settings.only else report.result or []
-            models = self.state.settings.models.items()
-            report.result = [*others, *(ModelCollector.of(collector, label, spec) for label, spec in models)]
+            subjects = self.state.settings.subjects.values()
+            others = [] if self.state.settings.only and subjects else report.result or []
+            report.result = [*others, *(ModelCollector.of(collector, subject) for subject in subjects)]
         return report
 
     def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
         from pytest_deaddir.collection import lies_in_a_checkpoint
 
-        return True if lies_in_a_checkpoint(collection_path, self.state.settings) else None
+        settings = self.state.settings
+        left_out = settings.only and collection_path.is_file() and collection_path.name != GATE
+        return True if left_out or lies_in_a_checkpoint(collection_path, self.state) else None
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.state.results.plan([item.nodeid for item in session.items])
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        self.state.results.plan(ids)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(

@@ -4,58 +4,57 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_deaddir.options import GATE
 from pytest_deaddir.settings import Settings, read_settings
 
 if TYPE_CHECKING:
-    from pytest_deaddir.source.spec import Spec
-    from pytest_deaddir.tables import Audit, Level, Row
+    from pytest_deaddir.settings import Plan, Subject
+    from pytest_deaddir.tables import Audit, Row
 
 #: The name of a model's first item, beside the rules' codes.
 DISCOVERY = "discovery"
 
 
 class Measurements:
-    """Audits by subject and level, or the error that each ended in."""
+    """Audits by what was measured and how, or the error that each ended in."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._results: dict[tuple[Spec, Level], Audit | Exception] = {}
+    def __init__(self) -> None:
+        self._results: dict[Plan, Audit | Exception] = {}
 
-    def audit(self, spec: Spec, level: Level) -> Audit:
+    def audit(self, plan: Plan) -> Audit:
         """Measure, unless that was done. The same error is raised again to everyone who asks."""
         from pytest_deaddir.api import measure
 
-        key = (spec, level)
-        if key not in self._results:
-            chosen = self.settings
+        if plan not in self._results:
             try:
-                self._results[key] = measure(
-                    spec,
-                    level=level,
-                    inputs=chosen.inputs,
-                    device=chosen.device,
-                    dtype=chosen.dtype,
-                    samples=chosen.samples,
-                    batch_size=chosen.batch_size,
-                    sites=chosen.sites,
-                    solver=chosen.solver or "inverse",
+                self._results[plan] = measure(
+                    plan.spec,
+                    level=plan.level,
+                    inputs=plan.inputs,
+                    device=plan.device,
+                    dtype=plan.dtype,
+                    samples=plan.samples,
+                    batch_size=plan.batch_size,
+                    sites=plan.sites,
+                    solver=plan.solver or "inverse",
                 )
             except Exception as error:
-                self._results[key] = error
+                self._results[plan] = error
                 raise
-        result = self._results[key]
+        result = self._results[plan]
         if isinstance(result, Exception):
             raise result
         return result
 
-    def done(self, spec: Spec, level: Level) -> Audit | None:
+    def done(self, plan: Plan) -> Audit | None:
         """The audit, if it was made."""
-        result = self._results.get((spec, level))
+        result = self._results.get(plan)
         return None if isinstance(result, Exception) else result
 
 
@@ -103,12 +102,14 @@ class Results:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.models = {label: ModelResult(spec.text) for label, spec in settings.models.items()}
+        self.models = {label: ModelResult(subject.spec.text) for label, subject in settings.subjects.items()}
 
     def plan(self, nodeids: list[str]) -> None:
         """Note which checks are to run; xdist's workers all name the same."""
         for nodeid in nodeids:
             label, _, name = nodeid.rpartition("::")
+            if label.partition("::")[0].rpartition("/")[2] == GATE:
+                self.models.setdefault(label, ModelResult(label))
             if label in self.models and name not in self.models[label].planned:
                 self.models[label].planned.append(name)
 
@@ -119,6 +120,7 @@ class Results:
             return
         message = json.loads(raw)
         result = self.models[message["label"]]
+        result.spec = message["spec"]
         result.outcomes[message["name"]] = message["outcome"]
         result.findings += message["findings"]
         result.audit = message["audit"] or result.audit
@@ -145,13 +147,34 @@ def attach(report: pytest.TestReport, **message: Any) -> None:
     report.deaddir = json.dumps(message, allow_nan=False)  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
+@dataclass
 class State:
     """What the plugin keeps on the config while it is in use."""
 
+    config: pytest.Config
     settings: Settings
     measurements: Measurements
     results: Results
+    gates: dict[Path, list[Subject]] = field(default_factory=dict)
+
+    def gate(self, path: Path) -> list[Subject]:
+        """The subjects of a gate file, which is read once. Raises :class:`~pytest_deaddir.gate.GateError`."""
+        from pytest_deaddir.gate import read_gate
+
+        if path not in self.gates:
+            self.gates[path] = read_gate(path, self.config)
+        return self.gates[path]
+
+    @cached_property
+    def homes(self) -> list[Path]:
+        """The checkpoints' directories: of the subjects, and of what the gate file in pytest's root names."""
+        from pytest_deaddir.gate import named_paths
+
+        specs = [subject.spec for subject in self.settings.subjects.values()]
+        found = [spec.path for spec in specs if spec.form == "directory" and spec.path]
+        gate = self.config.rootpath / GATE
+        found += named_paths(gate) if gate.exists() else []
+        return [path.resolve() for path in found if path.is_dir()]
 
 
 STATE = pytest.StashKey[State]()
@@ -161,5 +184,5 @@ def state_of(config: pytest.Config) -> State:
     """The run's state, made on first use. Raises pytest.UsageError where the options are wrong."""
     if STATE not in config.stash:
         settings = read_settings(config)
-        config.stash[STATE] = State(settings, Measurements(settings), Results(settings))
+        config.stash[STATE] = State(config, settings, Measurements(), Results(settings))
     return config.stash[STATE]

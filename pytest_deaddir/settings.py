@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_deaddir.options import DEVICES, DTYPES, SOLVERS
+from pytest_deaddir.given import Given
+from pytest_deaddir.options import DEVICES, DTYPES, GATE, SOLVERS
 from pytest_deaddir.tables import LEVELS
 
 if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule
+    from pytest_deaddir.rules.suppress import Suppression
     from pytest_deaddir.source.spec import Spec
     from pytest_deaddir.tables import Level
 
@@ -24,95 +26,26 @@ FORMATS = (".json",)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What one run audits and how. ``models``: label → spec, in the order given; ``start``: where pytest was called."""
+class Plan:
+    """What is measured, and how; None where the stages choose by themselves. ``samples``: rows of activations."""
 
-    models: dict[str, Spec]
-    level: Level | None
-    sites: str | None
-    solver: str | None
-    device: str
-    dtype: str | None
-    inputs: Path | None
-    samples: int | None
-    batch_size: int | None
-    rules: RuleChoice
-    reports: tuple[Path, ...]
-    only: bool
-    start: Path
+    spec: Spec
+    level: Level
+    sites: str | None = None
+    solver: str | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    inputs: Path | None = None
+    samples: int | None = None
+    batch_size: int | None = None
 
-    def level_of(self, spec: Spec) -> Level:
-        """The level asked for; where none was, forward, or read for a bare file, which cannot do more."""
-        return self.level or ("read" if spec.highest_level == "read" else "forward")
-
-    def rules_at(self, level: Level) -> list[Rule]:
-        """The rules that an audit at ``level`` can answer."""
-        return [rule for rule in self.rules.chosen if rule.applies_at(level)]
-
-    def unjudged(self) -> list[str]:
-        """The models that no chosen rule could be answered for, so that their audit would be green whatever they are."""
-        levels = sorted({rule.level for rule in self.rules.chosen}, key=LEVELS.index)
-        return [
-            f"{label}: no rule that was selected can be answered at level {self.level_of(spec)}, only from level {levels[0]} on"
-            for label, spec in self.models.items()
-            if not self.rules_at(self.level_of(spec))
-        ]
-
-    def rerun(self, spec: Spec, code: str) -> str:
-        """The command line that runs one check again."""
-        text = spec.text
-        if spec.path is not None and (self.start / text).resolve() != spec.path.resolve():  # relative to an ini-file
-            text = str(spec.path.resolve())
-        options: list[tuple[str, Any]] = [("model", text)]
-        options += [(name, getattr(self, name)) for name in ("level", "sites", "solver", "dtype", "inputs", "samples")]
-        options += [("batch-size", self.batch_size), ("device", None if self.device == "auto" else self.device)]
-        options += self.rules.options
-        given = [f"--deaddir-{name}={value}" for name, value in options if value is not None]
-        return shlex.join(["pytest", "--deaddir-only", "-k", f"only:{code}", *given])
-
-
-class _Given:
-    """What the command line and the ini-file say; ``problems`` takes what cannot be meant."""
-
-    def __init__(self, config: pytest.Config, problems: list[str]) -> None:
-        self.config = config
-        self.problems = problems
-        self.base = config.inipath.parent if config.inipath else config.rootpath
-
-    def value(self, name: str) -> tuple[Any, Path]:
-        """An option, else its ini twin, and the folder that its relative paths start at."""
-        dest = f"deaddir_{name.replace('-', '_')}"
-        given = self.config.getoption(dest)
-        if given is not None:
-            return given, self.config.invocation_params.dir
-        return self.config.getini(dest) or None, self.base
-
-    def one_of(self, name: str, allowed: Sequence[str]) -> Any:
-        given = self.value(name)[0]
-        if given is not None and given not in allowed:
-            self.problems.append(f"--deaddir-{name} {given}: not one of {', '.join(allowed)}")
-            return None
-        return given
-
-    def number(self, name: str) -> int | None:
-        given = self.value(name)[0]
-        if given is not None and not (str(given).isdecimal() and int(given) > 0):
-            self.problems.append(f"--deaddir-{name} {given}: not a positive whole number")
-            return None
-        return None if given is None else int(given)
-
-    def paths(self, name: str) -> dict[str, Path]:
-        """Paths as they were written, and from where they start."""
-        given, start = self.value(name)
-        return {path: start / path for path in given or ()}
-
-    def words(self, name: str) -> list[str]:
-        """What stands between commas, of all times that an option was given."""
-        given = self.value(name)[0]
-        words = [word.strip() for text in given or () for word in text.split(",")]
-        if given is not None and not all(words):
-            self.problems.append(f"--deaddir-{name} {','.join(given)}: a code is missing")
-        return [word for word in words if word]
+    @property
+    def options(self) -> list[tuple[str, Any]]:
+        """What was asked for, name and value, for another command line."""
+        names = ("sites", "solver", "dtype", "inputs", "samples")
+        given = [(name, getattr(self, name)) for name in names]
+        given += [("batch-size", self.batch_size), ("device", None if self.device == "auto" else self.device)]
+        return [(name, value) for name, value in given if value is not None]
 
 
 @dataclass(frozen=True)
@@ -125,17 +58,79 @@ class RuleChoice:
     fail_on: str
     options: tuple[tuple[str, str], ...]
 
+    def at(self, level: Level) -> list[Rule]:
+        """The chosen rules that an audit at ``level`` can answer."""
+        return [rule for rule in self.chosen if rule.applies_at(level)]
 
-def read_rules(config: pytest.Config, problems: list[str]) -> RuleChoice:
-    """Load the rules of every source and choose among them; what is wrong is added to ``problems``."""
+
+@dataclass(frozen=True)
+class Subject:
+    """One model of a run. ``label``: the node id of its items; ``gate``: the deaddir.toml that names it, and the line."""
+
+    label: str
+    plan: Plan
+    rules: RuleChoice
+    suppressions: tuple[Suppression, ...] = ()
+    gate: tuple[Path, int] | None = None
+
+    @property
+    def spec(self) -> Spec:
+        """What the user named."""
+        return self.plan.spec
+
+    @property
+    def applicable(self) -> list[Rule]:
+        """The rules that it is judged by."""
+        return self.rules.at(self.plan.level)
+
+    @property
+    def unjudged(self) -> str | None:
+        """Why no chosen rule could be answered for it, so that its audit would be green whatever it is; None if one can."""
+        if self.applicable or not self.rules.chosen:
+            return None
+        lowest = min((rule.level for rule in self.rules.chosen), key=LEVELS.index)
+        level = self.plan.level
+        return f"no rule that was selected can be answered at level {level}, only from level {lowest} on"
+
+    def rerun(self, code: str, start: Path) -> str:
+        """The command line that runs one check again from the folder ``start``."""
+        if self.gate is not None:
+            file = os.path.relpath(self.gate[0], start)
+            return shlex.join(["pytest", f"{Path(file).as_posix()}::{self.label.rpartition('::')[2]}::{code}"])
+        text = self.spec.text
+        if (
+            self.spec.path is not None and (start / text).resolve() != self.spec.path.resolve()
+        ):  # relative to an ini-file
+            text = str(self.spec.path.resolve())
+        asked = [("model", text), ("level", self.plan.level), *self.plan.options, *self.rules.options]
+        given = [f"--deaddir-{name}={value}" for name, value in asked]
+        return shlex.join(["pytest", "--deaddir-only", "-k", f"only:{code}", *given])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one run audits. ``subjects``: of the command line and the ini-file, by label, in the order given; ``start``:
+    where pytest was called; ``how``: what is asked for of whatever is measured, as :func:`measuring` gives it."""
+
+    subjects: dict[str, Subject]
+    how: Mapping[str, Any]
+    rules: RuleChoice
+    reports: tuple[Path, ...]
+    only: bool
+    start: Path
+
+
+def choose_rules(config: pytest.Config, given: Given) -> RuleChoice:
+    """Load the rules of every source and choose; what is wrong is added to the problems of ``given``."""
     from pytest_deaddir.errors import RuleError
     from pytest_deaddir.rules import Source, entry_points, load_rules, shipped_rules
     from pytest_deaddir.rules.select import no_such_rule, select, with_severities
     from pytest_deaddir.rules.vocabulary import SEVERITIES, did_you_mean
 
-    given = _Given(config, problems)
+    problems: list[str] = []
+    before, given = given.problems, Given(given.layers, problems)
     fail_on = given.one_of("fail-on", SEVERITIES[:2]) or "error"
-    paths = given.paths("rules")
+    paths = given.all_paths("rules")
     hooked = Source(
         "the hook pytest_deaddir_register_rules",
         lambda: config.hook.pytest_deaddir_register_rules(config=config),
@@ -148,28 +143,65 @@ def read_rules(config: pytest.Config, problems: list[str]) -> RuleChoice:
         named = [Source(written, path) for written, path in paths.items()]
         rules = load_rules([shipped_rules(), *named, *entry_points(), hooked])
     except RuleError as error:
-        problems += error.args
+        before += [*problems, *error.args]
         return RuleChoice([], [], fail_on, ())
 
     severities: dict[str, str] = {}
+    where = given.value("severity").name
     for word in words.pop("severity"):
         entry, _, severity = word.partition("=")
         if unknown := no_such_rule(entry, rules):
-            problems.append(f"--deaddir-severity {unknown}")
+            problems.append(f"{where} {unknown}")
         if severity not in SEVERITIES:
             hint = did_you_mean(severity, SEVERITIES)
-            problems.append(f"--deaddir-severity {word}: write {entry}=SEVERITY, one of {', '.join(SEVERITIES)}{hint}")
+            problems.append(f"{where} {word}: write {entry}=SEVERITY, one of {', '.join(SEVERITIES)}{hint}")
         severities[entry] = severity
     for name, entries in words.items():
         missing = filter(None, (no_such_rule(entry, rules) for entry in entries))
-        problems += [f"--deaddir-{name} {problem}" for problem in missing]
+        problems += [f"{given.value(name).name} {problem}" for problem in missing]
     if problems:
+        before += problems
         return RuleChoice(rules, [], fail_on, ())
     rules = with_severities(rules, severities)
     chosen = select(rules, words["select"], words["extend-select"], words["ignore"])
     if not chosen:
-        problems.append("--deaddir-select and --deaddir-ignore leave no rule to judge by")
+        before.append(f"{given.value('select').name} and {given.value('ignore').name} leave no rule to judge by")
     return RuleChoice(rules, chosen, fail_on, tuple(options))
+
+
+def measuring(given: Given) -> dict[str, Any]:
+    """The fields of a :class:`Plan` beside its spec, as far as they were given."""
+    dtype = given.one_of("dtype", ("auto", *DTYPES))
+    inputs = None
+    written, start, where = given.value("inputs")
+    if written is not None:
+        inputs = start / written
+        if not os.path.exists(inputs):  # noqa: PTH110, since Path.exists raises for what cannot be a path
+            given.problems.append(f"{where} {written}: no such file or folder")
+    return {
+        "level": given.one_of("level", LEVELS),
+        "sites": given.one_of("sites", ("all", "final")),
+        "solver": given.one_of("solver", SOLVERS),
+        "device": given.one_of("device", DEVICES) or "auto",
+        "dtype": None if dtype == "auto" else dtype,
+        "inputs": inputs,
+        "samples": given.number("samples"),
+        "batch_size": given.number("batch-size"),
+    }
+
+
+def plan_of(text: str, base: Path, how: Mapping[str, Any]) -> Plan:
+    """How the subject that ``text`` names is measured; nothing is opened. ``how``: as :func:`measuring` gives it.
+
+    Raises SpecError for what names nothing, or cannot be audited at its level with what is installed.
+    """
+    from pytest_deaddir.api import check_level
+    from pytest_deaddir.source.spec import parse_spec
+
+    spec = parse_spec(text, base)
+    level: Level = how["level"] or ("read" if spec.highest_level == "read" else "forward")
+    check_level(spec, level)
+    return Plan(spec, **{**how, "level": level})
 
 
 def read_settings(config: pytest.Config) -> Settings:
@@ -177,24 +209,8 @@ def read_settings(config: pytest.Config) -> Settings:
     from pytest_deaddir.errors import SpecError
 
     problems: list[str] = []
-    options = _Given(config, problems)
-    value, one_of = options.value, options.one_of
-
-    level = one_of("level", LEVELS)
-    device = one_of("device", DEVICES) or "auto"
-    dtype = one_of("dtype", ("auto", *DTYPES))
-    sites = one_of("sites", ("all", "final"))
-    solver = one_of("solver", SOLVERS)
-
-    samples, batch_size = options.number("samples"), options.number("batch-size")
-    inputs = None
-    given, start = value("inputs")
-    if given is not None:
-        inputs = start / given
-        if not os.path.exists(inputs):  # noqa: PTH110, since Path.exists raises for what cannot be a path
-            problems.append(f"--deaddir-inputs {given}: no such file or folder")
-
-    reports = list(options.paths("report").values())
+    given = Given.of(config, problems)
+    reports = list(given.paths("report").values())
     for report in reports:
         if report.suffix not in FORMATS:
             problems.append(f"--deaddir-report {report.name}: the suffix must be {' or '.join(FORMATS)}")
@@ -203,45 +219,30 @@ def read_settings(config: pytest.Config) -> Settings:
         elif not report.parent.is_dir():
             problems.append(f"--deaddir-report {report}: no such folder")
 
-    mistakes: list[str] = []
-    rules = read_rules(config, mistakes)
-    problems += mistakes
-
-    models: dict[str, Spec] = {}
-    given, start = value("model")
-    for text in given or ():
+    how = measuring(given)
+    rules = choose_rules(config, given)
+    subjects: dict[str, Subject] = {}
+    written, start, _ = given.value("model")
+    for text in written or ():
         try:
-            spec = resolve_spec(text, start, level)
+            plan = plan_of(text, start, how)
         except SpecError as error:
             problems.append(str(error))
             continue
-        if any(_same(spec, known) for known in models.values()):
+        if any(_same(plan.spec, known.spec) for known in subjects.values()):
             continue
-        label = _label(spec, config.rootpath)
-        while label in models:
+        label = _label(plan.spec, config.rootpath)
+        while label in subjects:
             label += "-2"
-        models[label] = spec
-    if not models and not problems and any(value(name)[0] for name in ("only", "report")):
-        problems.append("no model to audit: give --deaddir-model=SPEC")
-    settings = Settings(
-        models=models,
-        level=level,
-        sites=sites,
-        solver=solver,
-        device=device,
-        dtype=None if dtype == "auto" else dtype,
-        inputs=inputs,
-        samples=samples,
-        batch_size=batch_size,
-        rules=rules,
-        reports=tuple(reports),
-        only=bool(value("only")[0]),
-        start=config.invocation_params.dir,
-    )
+        subjects[label] = Subject(label, plan, rules)
+    asks = any(given.value(name).value for name in ("only", "report"))
+    if asks and not written and not problems and not _may_hold_a_gate(config):
+        problems.append(f"no model to audit: give --deaddir-model=SPEC, or write a {GATE}")
     if not problems:
-        problems += settings.unjudged()
+        unjudged = ((label, subject.unjudged) for label, subject in subjects.items())
+        problems += [f"{label}: {problem}" for label, problem in unjudged if problem]
     refuse(problems)
-    return settings
+    return Settings(subjects, how, rules, tuple(reports), bool(given.value("only").value), config.invocation_params.dir)
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -252,14 +253,10 @@ def refuse(problems: Sequence[str]) -> None:
         raise pytest.UsageError(*("deaddir: " + "\n".join(map(escaped, text.splitlines())) for text in problems))
 
 
-def resolve_spec(text: str, base: Path, level: Level | None) -> Spec:
-    """The spec, if it can be audited at ``level`` with what is installed; nothing is opened. Raises SpecError."""
-    from pytest_deaddir.api import check_level
-    from pytest_deaddir.source.spec import parse_spec
-
-    spec = parse_spec(text, base)
-    check_level(spec, level or ("read" if spec.highest_level == "read" else "forward"))
-    return spec
+def _may_hold_a_gate(config: pytest.Config) -> bool:
+    """Whether what pytest is called on names a gate file or a folder with one."""
+    places = [config.rootpath, *(config.invocation_params.dir / word.split("::")[0] for word in config.args)]
+    return any(place.name == GATE or (place / GATE).exists() for place in places)
 
 
 def _same(spec: Spec, other: Spec) -> bool:

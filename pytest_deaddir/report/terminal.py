@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_deaddir.session import ModelResult, Results
-    from pytest_deaddir.settings import Settings
+    from pytest_deaddir.settings import RuleChoice, Settings, Subject
     from pytest_deaddir.tables import Row
 
 _OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in": "in"}
@@ -16,18 +17,32 @@ _OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in":
 
 def header(settings: Settings) -> list[str]:
     """What is about to be audited, and by which rules."""
-    levels = sorted({settings.level_of(spec) for spec in settings.models.values()})
-    models = counted(len(settings.models), "model")
-    how = f"device {settings.device}, dtype {settings.dtype or 'as stored'}"
+    subjects = list(settings.subjects.values())
+    levels = sorted({subject.plan.level for subject in subjects})
+    how = f"device {settings.how['device']}, dtype {settings.how['dtype'] or 'as stored'}"
+    return [
+        f"deaddir: {counted(len(subjects), 'model')}, level {'/'.join(levels) or 'none'}, {how}",
+        f"deaddir rules: {_rules_in_words(settings.rules)}",
+    ]
+
+
+def gate_header(path: Path, subjects: Sequence[Subject]) -> Iterator[str]:
+    """The models of a gate file, and by which rules each is judged."""
+    yield f"deaddir: {counted(len(subjects), 'model')} of {escaped(path.name)}"
+    choices: dict[str, list[str]] = {}
+    for subject in subjects:
+        choices.setdefault(_rules_in_words(subject.rules), []).append(subject.label.rpartition("::")[2])
+    for rules, names in choices.items():
+        yield "deaddir rules" + (f" of {', '.join(names)}" if len(choices) > 1 else "") + f": {rules}"
+
+
+def _rules_in_words(rules: RuleChoice) -> str:
     origins: dict[str, int] = {}
-    for rule in settings.rules.loaded:
+    for rule in rules.loaded:
         origins[rule.origin] = origins.get(rule.origin, 0) + 1
     loaded = ", ".join(f"{count} from {escaped(origin)}" for origin, count in origins.items())
-    left_out = len(settings.rules.loaded) - len(settings.rules.chosen)
-    return [
-        f"deaddir: {models}, level {'/'.join(levels) or 'none'}, {how}",
-        f"deaddir rules: {loaded}" + (f"; {left_out} not selected" if left_out else ""),
-    ]
+    left_out = len(rules.loaded) - len(rules.chosen)
+    return loaded + (f"; {left_out} not selected" if left_out else "")
 
 
 def finding_lines(finding: Row) -> Iterator[str]:
@@ -73,6 +88,8 @@ def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[st
         yield ""
         for finding in findings:
             yield f"{finding['code']} {finding['severity']:<7}  {escaped(finding['message'])}"
+            if finding["suppressed"] is not None:
+                yield f"  accepted: {escaped(finding['suppressed'])}"
     yield ""
     yield _checks_line(result)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 from pytest_deaddir.rules.definition import Rule
 from pytest_deaddir.rules.python import RowView, Unmeasured, message_of
+from pytest_deaddir.rules.suppress import Suppression, outdated, suppress
 from pytest_deaddir.rules.vocabulary import SEVERITIES
 from pytest_deaddir.tables import Audit, Row
 
@@ -16,22 +18,36 @@ from pytest_deaddir.tables import Audit, Row
 @dataclass(frozen=True)
 class Verdict:
     """What one rule says of one audit. ``skipped``: why it judged no row, None where it did. ``fail_on``: the least
-    severity that fails."""
+    severity that fails. ``outdated``: what is wrong with the suppressions that were to cover its findings."""
 
     rule: Rule
     findings: list[Row]
     judged: int
     skipped: str | None = None
     fail_on: str = "error"
+    outdated: tuple[str, ...] = ()
+
+    @property
+    def open(self) -> list[Row]:
+        """The findings that nobody accepted."""
+        return [finding for finding in self.findings if finding["suppressed"] is None]
 
     @property
     def outcome(self) -> str:
         """failed (a finding of a severity that fails) | warned | passed | skipped."""
+        if self.outdated:
+            return "failed"
         if self.skipped is not None:
             return "skipped"
-        if not self.findings or self.rule.severity == "info":
+        if not self.open or self.rule.severity == "info":
             return "passed"
         return "failed" if SEVERITIES.index(self.rule.severity) <= SEVERITIES.index(self.fail_on) else "warned"
+
+    def suppressing(self, suppressions: Sequence[Suppression], today: date) -> Verdict:
+        """The same where findings are accepted; those of other rules' codes are passed over."""
+        own = [s for s in suppressions if s.code == self.rule.code]
+        findings = suppress(self.findings, own, today)
+        return replace(self, findings=findings, outdated=tuple(outdated(findings, own, today)))
 
 
 def evaluate(rule: Rule, audit: Audit, fail_on: str = "error") -> Verdict:
@@ -95,6 +111,7 @@ def _finding(rule: Rule, row: Row, message: str, measured: Row, limit: dict[str,
         "message": message,
         "measured": measured,
         "limit": limit,
+        "suppressed": None,
     }
 
 

@@ -13,6 +13,9 @@ from pytest_deaddir.rules.vocabulary import TEXTS, problems
 #: Bytes. A rule file may come with a stranger's checkpoint; the longest shipped one has a few thousand.
 LARGEST = 256 * 1024
 
+#: The path of a key in a document → the line that it stands in, from 1.
+Lines = dict[tuple[str | int, ...], int]
+
 _WORD = r"""(?:[\w-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
 _DOTTED = rf"{_WORD}(?:\s*\.\s*{_WORD})*"
 _HEADER = re.compile(rf"\s*(\[\[?)\s*({_DOTTED})\s*\]\]?\s*(#.*)?$")
@@ -23,11 +26,22 @@ _AT_LINE = re.compile(r"\(at line (\d+), column \d+\)")
 
 def read_rule(file: Path, found: list[str]) -> Rule | None:
     """The rule in a file, or None with its problems added to ``found``, each as ``file:line: problem``."""
+    read = read_document(file, found)
+    if read is None:
+        return None
+    document, lines = read
+    wrong = sorted((line_of(path, lines), problem) for path, problem in problems(document))
+    found.extend(f"{file}:{line}: {problem}" for line, problem in wrong)
+    return None if wrong else _rule(document, file, lines)
+
+
+def read_document(file: Path, found: list[str]) -> tuple[dict[str, Any], Lines] | None:
+    """A TOML document and the lines of its keys, or None with what is wrong added to ``found``."""
     try:
         with file.open("rb") as opened:
             raw = opened.read(LARGEST + 1)
         if len(raw) > LARGEST:
-            found.append(f"{file}: cannot be read: larger than {LARGEST // 1024} kB, which no rule is")
+            found.append(f"{file}: cannot be read: larger than {LARGEST // 1024} kB, which no such file is")
             return None
         text = raw.decode("utf-8")
     except (OSError, ValueError) as error:  # no file, not UTF-8, no name of a file
@@ -42,17 +56,14 @@ def read_rule(file: Path, found: list[str]) -> Rule | None:
         line = _AT_LINE.search(str(error))
         found.append(f"{file}{f':{line[1]}' if line else ''}: not TOML: {error}")
         return None
-    lines = key_lines(text)
-    wrong = sorted((_line_of(path, lines), problem) for path, problem in problems(document))
-    found.extend(f"{file}:{line}: {problem}" for line, problem in wrong)
-    return None if wrong else _rule(document, file, lines)
+    return document, key_lines(text)
 
 
-def _rule(document: dict[str, Any], file: Path, lines: dict[tuple[str | int, ...], int]) -> Rule:
+def _rule(document: dict[str, Any], file: Path, lines: Lines) -> Rule:
     """The rule of a document in which nothing is wrong."""
     where = {column: tuple(v) if isinstance(v, list) else (v,) for column, v in document.get("where", {}).items()}
     examples = [
-        Example(example["row"], example["expect"], _line_of(("example", number), lines))
+        Example(example["row"], example["expect"], line_of(("example", number), lines))
         for number, example in enumerate(document.get("example", ()))
     ]
     texts = {key: document[key] for key in TEXTS if key in document}
@@ -69,18 +80,18 @@ def _rule(document: dict[str, Any], file: Path, lines: dict[tuple[str | int, ...
         references=tuple(document.get("references", ())),
         examples=tuple(examples),
         source=str(file),
-        line=_line_of(("code",), lines),
+        line=line_of(("code",), lines),
         **texts,
     )
 
 
-def key_lines(text: str) -> dict[tuple[str | int, ...], int]:
+def key_lines(text: str) -> Lines:
     """Where each key of a TOML document stands: its path → its line, from 1. tomllib does not tell.
 
     A scan by line, good enough to point at: the keys of inline tables are found one level deep and deeper ones in the
     order in which they come; what stands in a multi-line string is no key.
     """
-    lines: dict[tuple[str | int, ...], int] = {}
+    lines: Lines = {}
     table: tuple[str | int, ...] = ()
     counts: dict[str, int] = {}
     quote = ""
@@ -118,7 +129,7 @@ def _names(key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _line_of(path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]) -> int:
+def line_of(path: tuple[str | int, ...], lines: Lines) -> int:
     """The line of the last key on the way to ``path`` that was found."""
     for length in range(len(path), 0, -1):
         if path[:length] in lines:

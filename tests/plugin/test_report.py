@@ -31,6 +31,7 @@ def test_the_report_has_the_tables_with_every_column(audit, checkpoint):
             "message": "γ of transformer.ln_f has 1 NaN or infinite entries out of 16",
             "measured": {"gamma_nonfinite": 1},
             "limit": {"gamma_nonfinite": {"max": 0}},
+            "suppressed": None,
         }
     ]
 

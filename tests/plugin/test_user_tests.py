@@ -64,7 +64,7 @@ def test_a_test_of_an_audit_runs_once_per_model(pytester, checkpoint, run):
 
 def test_the_model_of_a_test_is_at_hand(pytester, checkpoint, run):
     checkpoint()
-    pytester.makepyfile(test_mine="def test_one(deaddir_model): assert deaddir_model.text == 'm'")
+    pytester.makepyfile(test_mine="def test_one(deaddir_model): assert deaddir_model.spec.text == 'm'")
     assert outcomes(run("m")) == {"test_mine.py::test_one[m]": "passed"}
 
 

@@ -65,6 +65,7 @@ def test_a_row_past_the_limit_is_a_finding_with_all_its_parts(tmp_path):
             "message": "largest |γ| of a is 51.0",
             "measured": {"gamma_max": 51.0},
             "limit": {"gamma_max": {"max": 50}},
+            "suppressed": None,
         }
     ]
 

@@ -86,6 +86,7 @@ def test_a_finding_shows_what_the_function_looked_at(outlier):
             "message": "max/median of |γ| is 80",
             "measured": {"gamma_max": 80.0, "gamma_median": 1.0},
             "limit": {},
+            "suppressed": None,
         }
     ]
 
