@@ -1,4 +1,5 @@
-"""Write what is generated of the documentation: the pages and the tables of the rules, and the schema of a rule file.
+"""Write what is generated of the documentation: the pages and the tables of the rules, and the schemas of a rule file and of
+deaddir.toml.
 
     python docs/generate.py
 
@@ -7,6 +8,7 @@ A test compares the files with what this would write.
 
 from pathlib import Path
 
+from pytest_deaddir.gate import gate_schema_text
 from pytest_deaddir.report.page import markdown_page, markdown_table
 from pytest_deaddir.rules import load_rules, shipped_rules
 from pytest_deaddir.rules.schema import schema_text
@@ -35,6 +37,7 @@ def generated() -> dict[Path, str]:
     return pages | {
         ROOT / "docs" / "rules" / "index.md": INDEX.format(table=markdown_table(rules, "")),
         ROOT / "docs" / "schemas" / "rule.schema.json": schema_text(),
+        ROOT / "docs" / "schemas" / "gate.schema.json": gate_schema_text(),
         ROOT / "README.md": f"{before}{BEGIN}\n{markdown_table(rules, 'docs/rules/')}\n{END}{after}",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ import pytest
 
 from pytest_deaddir.errors import SpecError
 from pytest_deaddir.given import Given, table_layer
+from pytest_deaddir.options import DEVICES, DTYPES, SITES, SOLVERS
 from pytest_deaddir.rules.select import no_such_rule
 from pytest_deaddir.rules.suppress import Suppression
 from pytest_deaddir.rules.toml import line_of, read_document
-from pytest_deaddir.rules.vocabulary import did_you_mean
+from pytest_deaddir.rules.vocabulary import SEVERITIES, did_you_mean
 from pytest_deaddir.settings import RuleChoice, Subject, choose_rules, measuring, plan_of
+from pytest_deaddir.tables import LEVELS
 
 _WORDS = "a list of strings"
 _NUMBER = "a positive whole number"
@@ -179,11 +182,13 @@ def _subjects(file: _File, config: pytest.Config, problems: list[str]) -> Iterat
         rules = choices[key]
         problems += own
         try:
-            plan = plan_of(f"{path}@{revision}" if revision else path, base, how)
+            plan = plan_of(path, base, how)
             if revision and plan.spec.form != "hub":
                 file.wrong(
                     (*where, "revision"), f"models.{name}: {path} is no model on the hub, which a revision is of"
                 )
+            elif revision:
+                plan = plan_of(f"{path}@{revision}", base, how)
         except SpecError as error:
             file.wrong((*where, "path"), str(error))
             yield name, None
@@ -232,3 +237,33 @@ def _check_suppressions(file: _File, subjects: Mapping[str, Subject | None]) -> 
         elif entry["code"] not in [rule.code for rule in subject.applicable]:
             name = subject.label.rpartition("::")[2]
             file.wrong((*where, "code"), f"suppress: {entry['code']} is not among the rules that {name} is judged by")
+
+
+def gate_schema_text() -> str:
+    """The JSON Schema of a gate file, for editors (draft 7, which Taplo and VS Code know), from the same vocabulary."""
+    words = {"type": "array", "items": {"type": "string"}}
+    kinds: dict[str, Any] = {
+        _TEXT: {"type": "string"},
+        _WORDS: words,
+        _NUMBER: {"type": "integer", "minimum": 1},
+        OPTIONS["severity"]: {"type": "object", "additionalProperties": {"enum": list(SEVERITIES)}},
+        _SUPPRESS["expires"]: {},  # a TOML date is no JSON value
+    }
+    allowed = {"level": LEVELS, "sites": SITES, "solver": SOLVERS, "device": DEVICES, "fail-on": SEVERITIES[:2]}
+    allowed["dtype"] = ("auto", *DTYPES)
+
+    def table(keys: Mapping[str, str], **more: Any) -> dict[str, Any]:
+        properties = {
+            key: {"enum": list(allowed[key])} if key in allowed else kinds[kind] for key, kind in keys.items()
+        }
+        return {"type": "object", "additionalProperties": False, "properties": properties, **more}
+
+    schema = table(OPTIONS, required=["models"])
+    models = {
+        "additionalProperties": table(_MODEL, required=["path"]),
+        "propertyNames": {"pattern": f"^{_NAME.pattern}$"},
+    }
+    schema["properties"]["models"] = {"type": "object", "minProperties": 1, **models}
+    schema["properties"]["suppress"] = {"type": "array", "items": table(_SUPPRESS, required=["code", "reason"])}
+    heading = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "The gate file of pytest-deaddir"}
+    return json.dumps(heading | schema, indent=2) + "\n"

@@ -15,6 +15,7 @@ GATE = "deaddir.toml"
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+SITES = ("all", "final")
 SOLVERS = ("inverse", "svd")
 
 

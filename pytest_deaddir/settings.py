@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_deaddir.given import Given
-from pytest_deaddir.options import DEVICES, DTYPES, GATE, SOLVERS
+from pytest_deaddir.options import DEVICES, DTYPES, GATE, SITES, SOLVERS
 from pytest_deaddir.tables import LEVELS
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def measuring(given: Given) -> dict[str, Any]:
             given.problems.append(f"{where} {written}: no such file or folder")
     return {
         "level": given.one_of("level", LEVELS),
-        "sites": given.one_of("sites", ("all", "final")),
+        "sites": given.one_of("sites", SITES),
         "solver": given.one_of("solver", SOLVERS),
         "device": given.one_of("device", DEVICES) or "auto",
         "dtype": None if dtype == "auto" else dtype,

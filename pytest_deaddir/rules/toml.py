@@ -102,7 +102,8 @@ def key_lines(text: str) -> Lines:
                 if header[1] == "[[":
                     counts[header[2]] = counts.get(header[2], -1) + 1
                     table = (*table, counts[header[2]])
-                lines.setdefault(table, number)
+                for length in range(1, len(table) + 1):  # [models.a] makes the table models as well
+                    lines.setdefault(table[:length], number)
             elif key := _KEY.match(line):
                 path = (*table, *_names(key[1]))
                 lines.setdefault(path, number)
