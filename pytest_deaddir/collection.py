@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,13 @@ class ModelCollector(pytest.Collector):
         path = subject.spec.path.resolve() if subject.spec.path is not None else session.path
         return cls.from_parent(session, name=subject.label, nodeid=subject.label, path=path, subject=subject)
 
+    @cached_property
+    def anchor(self) -> dict[str, Any]:
+        """Where in the user's repository reports show what is found."""
+        from pytest_deaddir.report.anchor import anchor_of
+
+        return anchor_of(self.subject.spec, self.subject.gate, self.config)
+
     def collect(self) -> Iterator[pytest.Item]:
         """The discovery item, then a rule item per rule that the level can answer."""
         yield DiscoveryItem.from_parent(self, name=DISCOVERY)
@@ -106,7 +114,8 @@ class AuditItem(pytest.Item):
         start = self.config.invocation_params.dir
         rerun = f"re-run    {self.parent.subject.rerun(self.name, start)}"
         if isinstance(excinfo.value, FoundError):
-            from pytest_deaddir.report.terminal import escaped, finding_lines
+            from pytest_deaddir.report.terminal import finding_lines
+            from pytest_deaddir.report.words import escaped
 
             lines = [line for finding in excinfo.value.findings for line in finding_lines(finding)]
             return "\n".join([*lines, *map(escaped, excinfo.value.outdated), rerun])
@@ -130,6 +139,7 @@ class AuditItem(pytest.Item):
             outcome="warned" if report.passed and any(_is_warning(f) for f in findings) else report.outcome,
             findings=findings,
             audit=self._audit_once(),
+            anchor=self.parent.anchor,
             error=(str(error) if isinstance(error, DeaddirError) else repr(error)) if unmeasured else None,
         )
 
@@ -158,7 +168,7 @@ def lies_in_a_checkpoint(path: Path, state: State) -> bool:
 
 def error_text(error: Exception) -> str:
     """An error of ours as its lines; it may name a stranger's files."""
-    from pytest_deaddir.report.terminal import escaped
+    from pytest_deaddir.report.words import escaped
 
     return "\n".join(map(escaped, str(error).splitlines()))
 

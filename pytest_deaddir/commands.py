@@ -57,7 +57,7 @@ def _check(paths: Sequence[Path]) -> int:
         rules = load_rules(paths)
     except RuleError as error:
         refuse(error.args)
-    from pytest_deaddir.report.terminal import counted
+    from pytest_deaddir.report.words import counted
     from pytest_deaddir.rules.examples import failing_examples, unnoticed
 
     failed = 0
@@ -73,7 +73,7 @@ def _check(paths: Sequence[Path]) -> int:
 
 
 def _print(lines: Iterable[str]) -> int:
-    from pytest_deaddir.report.terminal import escaped
+    from pytest_deaddir.report.words import escaped
 
     for line in map(escaped, lines):
         try:

@@ -167,13 +167,18 @@ class AuditRun:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         is_worker = hasattr(session.config, "workerinput")  # only xdist's controller writes files
         if not is_worker and not session.config.option.collectonly:
-            self.state.results.write()
+            self.state.results.write(self.state.rules)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        from pytest_deaddir.report import github
         from pytest_deaddir.report.terminal import summary_lines
 
+        config = terminalreporter.config
         lines = summary_lines(self.state.results, terminalreporter.verbosity)
-        if lines and not terminalreporter.config.option.collectonly:
-            terminalreporter.section("deaddir", sep="=")
-            for line in lines:
-                terminalreporter.write_line(line)
+        if not lines or config.option.collectonly:
+            return
+        terminalreporter.section("deaddir", sep="=")
+        if github.annotations_wanted(config):
+            lines += github.annotation_lines(self.state.results.entries)
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from pytest_deaddir.options import GATE
 from pytest_deaddir.settings import Settings, read_settings
 
 if TYPE_CHECKING:
+    from pytest_deaddir.rules import Rule
     from pytest_deaddir.settings import Plan, Subject
     from pytest_deaddir.tables import Audit, Row
 
@@ -69,6 +71,7 @@ class ModelResult:
     findings: list[Row] = field(default_factory=list)
     skips: dict[str, str] = field(default_factory=dict)
     error: str | None = None
+    anchor: dict[str, Any] | None = None
 
     @property
     def checks(self) -> dict[str, int]:
@@ -125,6 +128,7 @@ class Results:
         result.findings += message["findings"]
         result.audit = message["audit"] or result.audit
         result.error = message["error"] or result.error
+        result.anchor = message["anchor"]
         if report.skipped and isinstance(report.longrepr, tuple):
             result.skips[message["name"]] = report.longrepr[2].removeprefix("Skipped: ")
 
@@ -133,13 +137,19 @@ class Results:
         """The models of which any check was to run."""
         return {label: result for label, result in self.models.items() if result.planned or result.outcomes}
 
-    def write(self) -> list[Path]:
-        """Write the reports asked for, each whole or not at all; returns their paths."""
-        from pytest_deaddir.report.json import write
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """What every format is written from, see :mod:`pytest_deaddir.report`."""
+        return [result.as_dict() | {"label": label, "anchor": result.anchor} for label, result in self.reported.items()]
+
+    def write(self, rules: Sequence[Rule]) -> None:
+        """Write the reports asked for, each whole or not at all, and the summary of a job on GitHub."""
+        from pytest_deaddir import report
+        from pytest_deaddir.report import github
 
         for path in self.settings.reports:
-            write(path, [result.as_dict() for result in self.reported.values()])
-        return list(self.settings.reports)
+            report.write(path, self.entries, rules)
+        github.append_summary(self.entries)
 
 
 def attach(report: pytest.TestReport, **message: Any) -> None:
@@ -164,6 +174,16 @@ class State:
         if path not in self.gates:
             self.gates[path] = read_gate(path, self.config)
         return self.gates[path]
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The rules that any model of the run was judged by, each code once."""
+        gates = {self.config.rootpath / label.rpartition("::")[0] for label in self.results.reported if "::" in label}
+        subjects = [*self.settings.subjects.values(), *(one for gate in sorted(gates) for one in self.gate(gate))]
+        rules: dict[str, Rule] = {}
+        for subject in subjects:
+            rules = {rule.code: rule for rule in subject.applicable} | rules
+        return list(rules.values())
 
     @cached_property
     def homes(self) -> list[Path]:

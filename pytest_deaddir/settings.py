@@ -13,6 +13,7 @@ import pytest
 
 from pytest_deaddir.given import Given
 from pytest_deaddir.options import DEVICES, DTYPES, GATE, SITES, SOLVERS
+from pytest_deaddir.report import FORMATS
 from pytest_deaddir.tables import LEVELS
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from pytest_deaddir.rules.suppress import Suppression
     from pytest_deaddir.source.spec import Spec
     from pytest_deaddir.tables import Level
-
-#: --deaddir-report's suffixes.
-FORMATS = (".json",)
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ def read_settings(config: pytest.Config) -> Settings:
     reports = list(given.paths("report").values())
     for report in reports:
         if report.suffix not in FORMATS:
-            problems.append(f"--deaddir-report {report.name}: the suffix must be {' or '.join(FORMATS)}")
+            problems.append(f"--deaddir-report {report.name}: the suffix must be one of {', '.join(FORMATS)}")
         elif report.is_dir():
             problems.append(f"--deaddir-report {report}: is a folder")
         elif not report.parent.is_dir():
@@ -247,7 +245,7 @@ def read_settings(config: pytest.Config) -> Settings:
 
 def refuse(problems: Sequence[str]) -> None:
     """Raise pytest.UsageError with every problem, where there is one. They may name a stranger's files and keys."""
-    from pytest_deaddir.report.terminal import escaped
+    from pytest_deaddir.report.words import escaped
 
     if problems:
         raise pytest.UsageError(*("deaddir: " + "\n".join(map(escaped, text.splitlines())) for text in problems))

@@ -1,1 +1,32 @@
-"""How people see an audit: one small module per format, each from the same plain data."""
+"""How people see an audit: one small module per format, each from the same plain data.
+
+A format's module has ``render(models, rules) -> str``. ``models``: entries as :meth:`pytest_deaddir.Audit.as_dict` gives
+them; a run of pytest adds ``label``, its name for the model, ``anchor``, where in the repository a finding is shown
+(``{"file": …, "line": …}``), and ``error``, what an audit ended in. ``rules``: those of the run, for formats that explain
+them. It is imported when a report of its suffix is written.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_deaddir.rules import Rule
+
+#: A report's suffix → the module that writes it.
+FORMATS = {".json": "json", ".md": "markdown", ".sarif": "sarif", ".csv": "csv"}
+
+
+def write(path: Path, models: Sequence[dict[str, Any]], rules: Sequence[Rule] = ()) -> None:
+    """Write a report in the format of its suffix, whole or not at all: a reader never sees half a file."""
+    text = importlib.import_module(f"pytest_deaddir.report.{FORMATS[path.suffix]}").render(models, rules)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(text.encode("utf-8"))  # as it is: write_text would turn CSV's line ends into the system's
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

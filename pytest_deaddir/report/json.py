@@ -1,21 +1,21 @@
-"""The audit as JSON, in the schema that tables.py names."""
+"""The audit as JSON, in the schema that tables.py names: docs/schemas/report.schema.json."""
 
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pytest_deaddir.tables import report_document
 
+if TYPE_CHECKING:
+    from pytest_deaddir.report.words import Entry
+    from pytest_deaddir.rules import Rule
 
-def write(path: Path, models: list[dict[str, Any]]) -> None:
-    """Write the report whole or not at all: a reader never sees half a file."""
-    text = json.dumps(report_document(models), indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+_OF_THE_RUN = ("label", "anchor")  # say nothing about the model
+
+
+def render(models: Sequence[Entry], rules: Sequence[Rule] = ()) -> str:
+    """The document, in ASCII. Raises ValueError for NaN and infinity, which are no JSON."""
+    entries = [{key: value for key, value in entry.items() if key not in _OF_THE_RUN} for entry in models]
+    return json.dumps(report_document(entries), indent=2, allow_nan=False) + "\n"

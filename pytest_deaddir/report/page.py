@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_deaddir.report.terminal import counted, escaped, limit_words
+from pytest_deaddir.report.words import counted, escaped, limit_words
 
 if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule

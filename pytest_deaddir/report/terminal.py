@@ -7,12 +7,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_deaddir.report.words import (
+    checks_line,
+    cosine,
+    counted,
+    dead,
+    dead_by_dtype,
+    escaped,
+    facts,
+    limit_words,
+    number,
+)
+
 if TYPE_CHECKING:
     from pytest_deaddir.session import ModelResult, Results
     from pytest_deaddir.settings import RuleChoice, Settings, Subject
     from pytest_deaddir.tables import Row
-
-_OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in": "in"}
 
 
 def header(settings: Settings) -> list[str]:
@@ -51,14 +61,7 @@ def finding_lines(finding: Row) -> Iterator[str]:
     yield f"  site      {escaped(finding['path'])}"
     for column, value in finding["measured"].items():
         limits = " and ".join(limit_words(op, limit) for op, limit in finding["limit"].get(column, {}).items())
-        yield f"  measured  {column} = {escaped(_number(value))}" + (f", must be {limits}" if limits else "")
-
-
-def limit_words(operator: str, limit: Any) -> str:
-    """A condition as it is read after its column: ``≤ 64``."""
-    if operator == "empty":
-        return "empty" if limit else "not empty"
-    return f"{_OPERATOR_SIGNS[operator]} {limit}"
+        yield f"  measured  {column} = {escaped(number(value))}" + (f", must be {limits}" if limits else "")
 
 
 def summary_lines(results: Results, verbosity: int) -> list[str]:
@@ -76,7 +79,7 @@ def summary_lines(results: Results, verbosity: int) -> list[str]:
 def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[str]:
     if result.audit is None:
         yield f"{label}: not audited" + (f": {escaped(result.error.splitlines()[0])}" if result.error else "")
-        yield _checks_line(result)
+        yield checks_line(result.checks, result.error, result.incomplete)
         return
     yield f"{label}: {_facts(result.audit)}"
     if verbosity >= 0:
@@ -91,27 +94,12 @@ def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[st
             if finding["suppressed"] is not None:
                 yield f"  accepted: {escaped(finding['suppressed'])}"
     yield ""
-    yield _checks_line(result)
+    yield checks_line(result.checks, result.error, result.incomplete)
 
 
 def _facts(audit: dict[str, Any]) -> str:
     model = audit["model"]
-    parts = [
-        escaped(model["architecture"] or "no architecture named"),
-        f"{model['parameters'] / 1e6:.3g}M parameters" if model["parameters"] else "parameters not counted",
-        f"d = {model['width']}",
-        f"{counted(len(audit['norms']), 'norm')} ({model['normalisation']})",
-        f"{model['level']} in {model['dtype']}" + (f" on {model['device']}" if model["device"] else ""),
-    ]
-    if model["samples"]:
-        synthetic = ", synthetic" if model["inputs_source"] == "synthetic" else ""
-        parts.append(
-            f"{model['samples']} rows of {escaped(model['inputs'])}{synthetic} (N/d {model['samples_per_width']:.3g})"
-        )
-    if model["depth"] is not None:
-        parts.append(f"depth {model['depth']:.2f}")
-    if model["redundant_parameters"]:
-        parts.append(f"{model['redundant_parameters']} redundant parameters")
+    parts = [escaped(phrase) for _, phrase in facts(audit)]
     if model["requests"]:
         parts.append(f"{model['bytes_read'] / 1e3:.0f} kB in {counted(model['requests'], 'request')}")
     parts.append(f"{sum(model['seconds'].values()):.2f} s")
@@ -126,7 +114,7 @@ def _norm_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
     found = {finding["path"] for finding in result.findings}
     shown = [norm for norm in norms if show_all or norm["role"] == "final" or norm["path"] in found]
     measured = any(norm["samples"] for norm in shown)
-    by_dtype = any(_by_dtype(norm) for norm in shown)
+    by_dtype = any(dead_by_dtype(norm) for norm in shown)
     room = max(20, shutil.get_terminal_size().columns - (64 if measured else 48) - (18 if by_dtype else 0))
     headers = ["norm", "kind", "role", "|γ| min", "median", "dead"]
     headers += (["fp32/bf16/fp16"] if by_dtype else []) + (["aligned", "noise ratio"] if measured else [])
@@ -163,11 +151,11 @@ def _block_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
     rows = [
         [
             _shortened(block["path"], room),
-            _number(block["sigma_min"]) + ("" if block["readable"] in (True, None) else " *"),
-            _number(block["sigma_median"]),
-            _number(block["smin_ratio"]),
-            _number(block["smin_ratio_relative"]),
-            _number(block["dead_dimension"]),
+            number(block["sigma_min"]) + ("" if block["readable"] in (True, None) else " *"),
+            number(block["sigma_median"]),
+            number(block["smin_ratio"]),
+            number(block["smin_ratio_relative"]),
+            number(block["dead_dimension"]),
         ]
         for block in shown
     ]
@@ -189,54 +177,17 @@ def _shortened(path: str, room: int) -> str:
     return path if len(path) <= room else f"…{path[-room + 1 :]}"
 
 
-def _by_dtype(norm: Row) -> str:
-    """The dimensions predicted dead in each dtype; empty where they are the same in all."""
-    predicted = (norm["predicted_dead_by_dtype"] or {}).values()
-    return "/".join(map(_number, predicted)) if len(set(predicted)) > 1 else ""
-
-
 def _norm_row(norm: Row, measured: bool, by_dtype: bool, room: int) -> list[str]:
-    predicted, seen = norm["predicted_dead_dimension"], norm["dead_dimension"]
     cells = [
         _shortened(norm["path"], room),
         norm["kind"],
         norm["role"],
-        _number(norm["gamma_min"]),
-        _number(norm["gamma_median"]),
-        _number(predicted) if seen is None else f"{_number(predicted)}/{seen}",
+        number(norm["gamma_min"]),
+        number(norm["gamma_median"]),
+        dead(norm),
     ]
     if by_dtype:
-        cells.append(_by_dtype(norm))
+        cells.append(dead_by_dtype(norm))
     if measured:
-        alignment = norm["alignment"]
-        cells += ["" if alignment is None else f"{alignment:.4f}", _number(norm["noise_ratio"])]
+        cells += [cosine(norm["alignment"]), number(norm["noise_ratio"])]
     return cells
-
-
-def _checks_line(result: ModelResult) -> str:
-    checks = result.checks
-    if result.error:
-        return f"0 of {checks['planned']} checks ran: the audit ended in an error"
-    parts = [f"{checks['passed']} passed", f"{checks['failed']} failed"]
-    if checks["warned"]:
-        parts[0] += f" ({checks['warned']} with warnings)"
-    if checks["skipped"]:
-        parts.append(f"{checks['skipped']} with nothing to judge")
-    ran = f"{checks['run'] + checks['skipped']} of {checks['planned']} checks ran"
-    return f"{ran}: {', '.join(parts)}" + (". NOT A PASS: some never reported" if result.incomplete else "")
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "?"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 rule``, ``2 rules``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def escaped(text: str) -> str:
-    """Text of a checkpoint's making, harmless in a terminal: control and invisible characters shown as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,130 @@
+"""The words and numbers that a person is shown: one place, so that every format says the same of one audit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_deaddir.tables import Row
+
+#: One entry of a report: the tables, findings and checks of one subject, see :meth:`pytest_deaddir.Audit.as_dict`.
+Entry = dict[str, Any]
+
+_OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in": "in"}
+
+
+def label_of(entry: Entry) -> str:
+    """What the run calls a model; outside of a run, its spec."""
+    label: str = entry.get("label") or entry["model"]["spec"]
+    return label
+
+
+def number(value: Any) -> str:
+    """Three digits of a float, an integer as it is, ``?`` for what was not measured."""
+    if value is None:
+        return "?"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def cosine(value: float | None) -> str:
+    """An alignment: what matters is how near to 1 it is."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def dead(norm: Row) -> str:
+    """The dead dimension of a norm, ``predicted/measured`` where it was measured."""
+    predicted, seen = norm["predicted_dead_dimension"], norm["dead_dimension"]
+    return number(predicted) if seen is None else f"{number(predicted)}/{seen}"
+
+
+def dead_by_dtype(norm: Row) -> str:
+    """The dimensions predicted dead in each dtype; empty where they are the same in all."""
+    predicted = (norm["predicted_dead_by_dtype"] or {}).values()
+    return "/".join(map(number, predicted)) if len(set(predicted)) > 1 else ""
+
+
+def facts(entry: Entry) -> Iterator[tuple[str, str]]:
+    """What was audited and how, each fact with its name and as a phrase that needs none."""
+    model = entry["model"]
+    yield "architecture", model["architecture"] or "no architecture named"
+    yield "size", f"{model['parameters'] / 1e6:.3g}M parameters" if model["parameters"] else "parameters not counted"
+    yield "width", f"d = {model['width']}"
+    yield "norms", f"{counted(len(entry['norms']), 'norm')} ({model['normalisation']})"
+    yield "level", f"{model['level']} in {model['dtype']}" + (f" on {model['device']}" if model["device"] else "")
+    if model["samples"]:
+        synthetic = ", synthetic" if model["inputs_source"] == "synthetic" else ""
+        per_width = f"(N/d {number(model['samples_per_width'])})"
+        yield "inputs", f"{model['samples']} rows of {model['inputs']}{synthetic} {per_width}"
+    if model["depth"] is not None:
+        yield "depth", f"depth {model['depth']:.2f}"
+    if model["redundant_parameters"]:
+        yield "redundancy", f"{model['redundant_parameters']} redundant parameters"
+
+
+def open_findings(entry: Entry) -> list[Row]:
+    """The findings that nobody has accepted."""
+    return [finding for finding in entry["findings"] if finding["suppressed"] is None]
+
+
+def closing_norm(entry: Entry) -> Row | None:
+    """The norm whose output the model returns: where none was traced, the first that the names say is final."""
+    final = entry["model"].get("final_norm")
+    finals = [norm for norm in entry["norms"] if norm["path"] == final or (final is None and norm["role"] == "final")]
+    return finals[0] if finals else None
+
+
+def worst_ratio(entry: Entry) -> float | None:
+    """The least that a block keeps of σ_min, relative to the median σ, of those that decide something."""
+    ratios = [block["smin_ratio_relative"] for block in entry["blocks"] if not block["inconclusive"]]
+    return min((ratio for ratio in ratios if ratio is not None), default=None)
+
+
+def verdict(entry: Entry) -> str:
+    """What came of a model's checks, in one or two words. Only ``passed`` and ``passed with warnings`` are a pass."""
+    checks = entry["checks"]
+    if entry.get("error"):
+        return "not audited"
+    if checks.get("failed"):
+        return "failed"
+    if incomplete(entry):
+        return "incomplete"
+    if not entry["norms"] or not checks.get("run"):
+        return "nothing judged"
+    return "passed with warnings" if checks["warned"] else "passed"
+
+
+def incomplete(entry: Entry) -> bool:
+    """Whether planned checks never reported: a crashed worker, -x, an interrupt."""
+    checks = entry["checks"]
+    return bool(checks) and checks["run"] + checks["skipped"] < checks["planned"]
+
+
+def checks_line(checks: dict[str, int], error: str | None = None, incomplete: bool = False) -> str:
+    """The counts of a model's checks. ``incomplete``: whether planned ones never reported."""
+    if error:
+        return f"0 of {checks['planned']} checks ran: the audit ended in an error"
+    parts = [f"{checks['passed']} passed", f"{checks['failed']} failed"]
+    if checks["warned"]:
+        parts[0] += f" ({checks['warned']} with warnings)"
+    if checks["skipped"]:
+        parts.append(f"{checks['skipped']} with nothing to judge")
+    ran = f"{checks['run'] + checks['skipped']} of {checks['planned']} checks ran"
+    return f"{ran}: {', '.join(parts)}" + (". NOT A PASS: some never reported" if incomplete else "")
+
+
+def limit_words(operator: str, limit: Any) -> str:
+    """A condition as it is read after its column: ``≤ 64``."""
+    if operator == "empty":
+        return "empty" if limit else "not empty"
+    return f"{_OPERATOR_SIGNS[operator]} {limit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 rule``, ``2 rules``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def escaped(text: str) -> str:
+    """Text of a checkpoint's making, harmless to whoever reads it: control and invisible characters shown as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
