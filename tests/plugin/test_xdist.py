@@ -67,14 +67,14 @@ def test_the_report_is_written_once_by_the_controller(pytester, two_models):
     pytester.makeconftest(
         """
         import pathlib
-        from pytest_deaddir.report import json as report
+        from pytest_deaddir import report
 
         written = report.write
 
-        def write(path, models):
+        def write(path, *content):
             with open("writes.txt", "a") as file:
                 file.write(f"{path.name}\\n")
-            written(path, models)
+            written(path, *content)
 
         report.write = write
         """
