@@ -1,5 +1,5 @@
-"""Write what is generated of the documentation: the pages and the tables of the rules, and the schemas of a rule file and of
-deaddir.toml.
+"""Write what is generated of the documentation: the pages and the tables of the rules, and the schemas of a rule file, of
+deaddir.toml and of a report.
 
     python docs/generate.py
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytest_deaddir.gate import gate_schema_text
 from pytest_deaddir.report.page import markdown_page, markdown_table
+from pytest_deaddir.report.schema import report_schema_text
 from pytest_deaddir.rules import load_rules, shipped_rules
 from pytest_deaddir.rules.schema import schema_text
 
@@ -38,6 +39,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs" / "rules" / "index.md": INDEX.format(table=markdown_table(rules, "")),
         ROOT / "docs" / "schemas" / "rule.schema.json": schema_text(),
         ROOT / "docs" / "schemas" / "gate.schema.json": gate_schema_text(),
+        ROOT / "docs" / "schemas" / "report.schema.json": report_schema_text(),
         ROOT / "README.md": f"{before}{BEGIN}\n{markdown_table(rules, 'docs/rules/')}\n{END}{after}",
     }
 

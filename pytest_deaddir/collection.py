@@ -187,7 +187,12 @@ class DiscoveryItem(AuditItem):
         """Fails with the error that the audit ended in, and where a table of norms is empty."""
         from pytest_deaddir.errors import ModelError
 
-        if not self.audit().norms:
+        audit = self.audit()
+        if self.config.stash[STATE].settings.junit_properties:
+            from pytest_deaddir.report.junit import model_properties
+
+            self.user_properties += model_properties(audit)
+        if not audit.norms:
             raise ModelError(f"{self.parent.name}: no norm was found: nothing to audit")
 
 
@@ -205,9 +210,14 @@ class RuleItem(AuditItem):
         from pytest_deaddir.rules import evaluate
 
         subject = self.parent.subject
-        verdict = evaluate(self.rule, self.audit(), subject.rules.fail_on)
+        audit = self.audit()
+        verdict = evaluate(self.rule, audit, subject.rules.fail_on)
         verdict = verdict.suppressing(subject.suppressions, date.today())
         self.found = verdict.findings
+        if self.config.stash[STATE].settings.junit_properties:
+            from pytest_deaddir.report.junit import rule_properties
+
+            self.user_properties += rule_properties(self.rule, audit, self.found)
         if verdict.outcome == "failed":
             raise FoundError(verdict.open, verdict.outdated)
         if verdict.skipped is not None:

@@ -114,6 +114,7 @@ class Settings:
     how: Mapping[str, Any]
     rules: RuleChoice
     reports: tuple[Path, ...]
+    junit_properties: bool
     only: bool
     start: Path
 
@@ -240,7 +241,15 @@ def read_settings(config: pytest.Config) -> Settings:
         unjudged = ((label, subject.unjudged) for label, subject in subjects.items())
         problems += [f"{label}: {problem}" for label, problem in unjudged if problem]
     refuse(problems)
-    return Settings(subjects, how, rules, tuple(reports), bool(given.value("only").value), config.invocation_params.dir)
+    return Settings(
+        subjects,
+        how,
+        rules,
+        reports=tuple(reports),
+        junit_properties=bool(given.value("junit-properties").value),
+        only=bool(given.value("only").value),
+        start=config.invocation_params.dir,
+    )
 
 
 def refuse(problems: Sequence[str]) -> None:

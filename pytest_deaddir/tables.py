@@ -137,37 +137,30 @@ COLUMNS: dict[str, dict[str, Level]] = {
 }
 
 
-#: Columns that hold text, lists or flags: no limit of theirs is a minimum or a maximum.
-NOT_NUMBERS = frozenset(
-    (
-        *("spec", "revision", "fingerprint", "architecture", "normalisation", "level", "dtype", "device", "versions"),
-        *(
-            "duplicate_tensors",
-            "differing_weights",
-            "uncompared_weights",
-            "unsafe_names",
-            "orphan_tensors",
-            "orphan_norms",
-        ),
-        *(
-            "inputs",
-            "inputs_source",
-            "seconds",
-            "path",
-            "class",
-            "kind_agrees",
-            "kind",
-            "how",
-            "role",
-            "role_how",
-            "stack",
-        ),
-        *("gamma_convention", "gamma_source", "gamma_file", "gamma_dtype", "unmeasured", "consumers", "readable"),
-        *("final_norm", "gamma_agrees", "predicted_dead_coordinates", "predicted_bottom", "bottom_singular_values"),
-        *("pinpoint_site", "pinpoint_coordinates", "deflated", "inconclusive", "predicted_dead_by_dtype"),
-        "invariance_note",
-    )
-)
+#: Column → what it holds where it was measured; all others hold a number.
+TYPES: dict[str, str] = {
+    **dict.fromkeys(("spec", "revision", "fingerprint", "architecture", "normalisation", "final_norm"), "text"),
+    **dict.fromkeys(("level", "dtype", "device", "inputs", "inputs_source"), "text"),
+    **dict.fromkeys(("path", "class", "kind", "how", "role", "role_how", "stack"), "text"),
+    **dict.fromkeys(("gamma_convention", "gamma_source", "gamma_file", "gamma_dtype"), "text"),
+    **dict.fromkeys(("deflated", "pinpoint_site", "unmeasured", "inconclusive", "invariance_note"), "text"),
+    **dict.fromkeys(("gamma_agrees", "kind_agrees", "readable"), "flag"),
+    **dict.fromkeys(("duplicate_tensors", "differing_weights", "uncompared_weights", "unsafe_names"), "texts"),
+    **dict.fromkeys(("orphan_tensors", "orphan_norms", "consumers"), "texts"),
+    **dict.fromkeys(("predicted_dead_coordinates", "pinpoint_coordinates"), "integers"),
+    **dict.fromkeys(("predicted_bottom", "bottom_singular_values"), "numbers"),
+    "versions": "texts by name",
+    "seconds": "numbers by name",
+    "predicted_dead_by_dtype": "integers by name",
+    **dict.fromkeys(("parameters", "width", "bytes_read", "requests", "seed", "samples", "twin_seed"), "integer"),
+    **dict.fromkeys(("redundant_parameters", "peak_memory", "features", "index", "consumers_tested"), "integer"),
+    **dict.fromkeys(("gamma_offset", "gamma_nonfinite", "gamma_denormal", "dead_coordinate_count"), "integer"),
+    **dict.fromkeys(("predicted_dead_dimension", "dead_dimension", "twin_dead_dimension"), "integer"),
+    "dead_directions_opened": "integer",
+}
+
+#: Columns of which no limit is a minimum or a maximum.
+NOT_NUMBERS = frozenset(column for column, kind in TYPES.items() if kind != "integer")
 
 #: Columns of a few words, and all that they can say: what else a rule asks for could never be.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -230,6 +223,8 @@ class Audit:
         models = document["models"]
         if len(models) != 1:
             raise ValueError(f"the report holds {len(models)} models, not one: build each with Audit(**entry)")
+        if "error" in models[0]:
+            raise ValueError(f"the report holds no audit, but the error that it ended in: {models[0]['error']}")
         return cls(**models[0])
 
 
