@@ -168,9 +168,9 @@ def lies_in_a_checkpoint(path: Path, state: State) -> bool:
 
 def error_text(error: Exception) -> str:
     """An error of ours as its lines; it may name a stranger's files."""
-    from pytest_deaddir.report.words import escaped
+    from pytest_deaddir.report.words import escaped_lines
 
-    return "\n".join(map(escaped, str(error).splitlines()))
+    return escaped_lines(str(error))
 
 
 def _is_warning(finding: Row) -> bool:

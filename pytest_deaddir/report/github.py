@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_deaddir.report.words import escaped, label_of, open_findings
+from pytest_deaddir.report.words import escaped, escaped_lines, label_of, open_findings
 
 if TYPE_CHECKING:
     import pytest
@@ -63,10 +63,10 @@ def annotation_lines(models: Sequence[Entry]) -> Iterator[str]:
     found = []
     for entry in models:
         if entry.get("error"):
-            found.append(("error", f"deaddir: {label_of(entry)}", entry["error"], entry))
+            found.append(("error", f"deaddir: {label_of(entry)}", escaped_lines(entry["error"]), entry))
         for finding in open_findings(entry):
             title = f"{finding['code']} {finding['name']}: {label_of(entry)}"
-            found.append((_COMMANDS[finding["severity"]], title, finding["message"], entry))
+            found.append((_COMMANDS[finding["severity"]], title, escaped(finding["message"]), entry))
     found.sort(key=lambda item: list(_COMMANDS.values()).index(item[0]))
     for command, title, message, entry in found[:MOST]:
         properties = {"title": title}
@@ -77,10 +77,8 @@ def annotation_lines(models: Sequence[Entry]) -> Iterator[str]:
 
 
 def _data(text: str) -> str:
-    """A command's text. Of control characters only the line's end has a meaning there."""
-    lines = [escaped(line).replace("%", "%25") for line in text.splitlines()]
-    return "%0A".join(lines)
+    return text.replace("%", "%25").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+    return _data(escaped(text)).replace(":", "%3A").replace(",", "%2C")

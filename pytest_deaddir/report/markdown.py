@@ -66,9 +66,6 @@ def _model_lines(entry: Entry) -> Iterator[str]:
         yield _table(["", ""], [[name, _prose(phrase)] for name, phrase in _card(entry)])
         yield ""
         yield from _norm_lines(entry)
-    if entry.get("error"):
-        yield f"The audit ended in an error: {_prose(entry['error'].splitlines()[0])}"
-        yield ""
     findings = sorted(entry["findings"], key=_urgency)
     for finding in findings[:MOST]:
         accepted = "" if finding["suppressed"] is None else f" (accepted: {_prose(finding['suppressed'])})"
@@ -77,8 +74,10 @@ def _model_lines(entry: Entry) -> Iterator[str]:
         yield f"* and {len(findings) - MOST} more"
     if findings:
         yield ""
-    if entry["checks"]:
-        yield checks_line(entry["checks"], entry.get("error"), incomplete(entry))
+    if entry.get("error"):
+        yield f"The audit ended in an error: {_prose(entry['error'].splitlines()[0])}"
+    elif entry["checks"]:
+        yield checks_line(entry["checks"], incomplete=incomplete(entry))
 
 
 def _urgency(finding: Row) -> tuple[bool, int]:
@@ -90,6 +89,7 @@ def _card(entry: Entry) -> Iterator[tuple[str, str]]:
     for name in ("revision", "fingerprint"):
         if entry["model"][name]:
             yield name, entry["model"][name]
+    yield "versions", ", ".join(f"{name} {version}" for name, version in entry["model"]["versions"].items())
 
 
 def _norm_lines(entry: Entry) -> Iterator[str]:

@@ -123,10 +123,12 @@ def markdown_page(rule: Rule) -> str:
     for key, heading in PARTS:
         if text := getattr(rule, key):
             lines += ["", f"## {heading}", "", text.strip("\n")]
-    lines += ["", "## Examples", "", "| a row of which | is |", "|---|---|"]
-    lines += [f"| {_cell(example.row)} | {_OUTCOME_WORDS[example.expect]} |" for example in rule.examples]
-    lines += ["", "## References", "", *(f"* <{reference}>" for reference in rule.references), ""]
-    return "\n".join(lines)
+    if rule.examples:
+        lines += ["", "## Examples", "", "| a row of which | is |", "|---|---|"]
+        lines += [f"| {_cell(example.row)} | {_OUTCOME_WORDS[example.expect]} |" for example in rule.examples]
+    if rule.references:
+        lines += ["", "## References", "", *(f"* <{reference}>" for reference in rule.references)]
+    return "\n".join([*lines, ""])
 
 
 _OUTCOME_WORDS = {"pass": "fine", "finding": "a **finding**", "skip": "not judged"}

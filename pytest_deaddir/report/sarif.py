@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest_deaddir
 from pytest_deaddir.report.page import PARTS, markdown_page
-from pytest_deaddir.report.words import escaped, incomplete, label_of
+from pytest_deaddir.report.words import escaped, escaped_lines, incomplete, label_of
 from pytest_deaddir.rules.vocabulary import SEVERITIES
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ def _result(entry: Entry, finding: Row, index: dict[str, int]) -> dict[str, Any]
         "ruleId": code,
         "ruleIndex": index[code],
         "level": _LEVELS[finding["severity"]],
-        "message": {"text": _plain(f"{label_of(entry)}: {finding['message']}")},
+        "message": {"text": _plain(escaped(f"{label_of(entry)}: {finding['message']}"))},
         "locations": [_location(entry) | {"logicalLocations": [_site(entry, finding)]}],
         "partialFingerprints": {"primaryLocationLineHash": hashlib.sha256(_bytes(identity)).hexdigest()[:32]},
-        "properties": {"model": _plain(label_of(entry)), "measured": finding["measured"], "limit": finding["limit"]},
+        "properties": {"model": escaped(label_of(entry)), "measured": finding["measured"], "limit": finding["limit"]},
     }
     if finding["suppressed"] is not None:
-        result["suppressions"] = [{"kind": "external", "justification": _plain(finding["suppressed"])}]
+        result["suppressions"] = [{"kind": "external", "justification": _plain(escaped(finding["suppressed"]))}]
     return result
 
 
@@ -120,13 +120,13 @@ def _invocation(models: Sequence[Entry], left_out: int) -> dict[str, Any]:
     notes = []
     for entry in models:
         if entry.get("error"):
-            notes.append((entry, "error", f"the audit ended in an error: {entry['error']}"))
+            notes.append((entry, "error", f"the audit ended in an error: {escaped_lines(entry['error'])}"))
         elif incomplete(entry):
             notes.append((entry, "error", "some checks never reported"))
     notifications = [
         {
             "level": level,
-            "message": {"text": _plain(f"{label_of(entry)}: {problem}")},
+            "message": {"text": _plain(f"{escaped(label_of(entry))}: {problem}")},
             "locations": [_location(entry)],
         }
         for entry, level, problem in notes
@@ -139,7 +139,7 @@ def _invocation(models: Sequence[Entry], left_out: int) -> dict[str, Any]:
 
 def _plain(text: str) -> str:
     """A message's text. SARIF makes a link of [text](target): between the two comes a space."""
-    return "\n".join(map(escaped, text.splitlines())).replace("](", "] (")
+    return text.replace("](", "] (")
 
 
 def _bytes(text: str) -> bytes:

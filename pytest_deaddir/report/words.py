@@ -128,3 +128,8 @@ def counted(count: int, noun: str) -> str:
 def escaped(text: str) -> str:
     """Text of a checkpoint's making, harmless to whoever reads it: control and invisible characters shown as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def escaped_lines(text: str) -> str:
+    """The same of an error, which may have several lines."""
+    return "\n".join(map(escaped, text.splitlines()))
