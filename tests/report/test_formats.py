@@ -260,7 +260,7 @@ def test_an_annotation_is_one_line_that_says_what_it_should(name):
     lines = list(annotation_lines([named(name) | {"anchor": {"file": name, "line": 3}}]))
     assert len(lines) == 4  # the error and three findings; the fourth was accepted
     for line in lines:
-        command, properties, text = re.fullmatch(r"::(error|warning|notice) (.*?)::(.*)", line).groups()
+        properties, text = re.fullmatch(r"::(?:error|warning|notice) (.*?)::(.*)", line).groups()
         values = {key: decoded(value) for key, value in (part.split("=", 1) for part in properties.split(","))}
         assert list(values) == ["file", "line", "title"]
         assert (values["file"], values["line"]) == (printable(name), "3")
