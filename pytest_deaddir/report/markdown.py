@@ -12,6 +12,7 @@ from pytest_deaddir.report.words import (
     cosine,
     dead,
     dead_by_dtype,
+    decades,
     escaped,
     facts,
     incomplete,
@@ -50,7 +51,7 @@ def _comparison(models: Sequence[Entry]) -> str:
                 number(entry["model"]["width"]),
                 cosine(norm["alignment"]) if norm else "",
                 _measured(norm["noise_ratio"]) if norm else "",
-                _measured(entry["model"]["depth"]),
+                decades(entry["model"]["depth"]),
                 dead(norm) if norm else "",
                 _measured(worst_ratio(entry)),
             ]

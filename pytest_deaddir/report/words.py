@@ -32,6 +32,11 @@ def cosine(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def decades(value: float | None) -> str:
+    """A depth."""
+    return "" if value is None else f"{value:.2f}"
+
+
 def dead(norm: Row) -> str:
     """The dead dimension of a norm, ``predicted/measured`` where it was measured."""
     predicted, seen = norm["predicted_dead_dimension"], norm["dead_dimension"]
@@ -57,7 +62,7 @@ def facts(entry: Entry) -> Iterator[tuple[str, str]]:
         per_width = f"(N/d {number(model['samples_per_width'])})"
         yield "inputs", f"{model['samples']} rows of {model['inputs']}{synthetic} {per_width}"
     if model["depth"] is not None:
-        yield "depth", f"depth {model['depth']:.2f}"
+        yield "depth", f"depth {decades(model['depth'])}"
     if model["redundant_parameters"]:
         yield "redundancy", f"{model['redundant_parameters']} redundant parameters"
 

@@ -157,7 +157,7 @@ def test_every_format_shows_the_numbers_of_the_json_report():
         assert shown["d"] == str(model["model"]["width"])
         assert shown["kind"] == norm["kind"]
         assert_shows(shown["noise ratio"], norm["noise_ratio"])
-        assert shown["depth"] == ("" if model["model"]["depth"] is None else f"{model['model']['depth']:.3g}")
+        assert shown["depth"] == ("" if model["model"]["depth"] is None else f"{model['model']['depth']:.2f}")
         ratios = [block["smin_ratio_relative"] for block in model["blocks"] if not block["inconclusive"]]
         assert_shows(shown["worst σ_min ratio"], min(ratio for ratio in ratios if ratio))
 
