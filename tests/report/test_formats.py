@@ -102,6 +102,13 @@ def test_what_cannot_be_written_leaves_the_last_report(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_cannot_be_put_in_place_leaves_nothing_behind(tmp_path):
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(OSError):
+        write(tmp_path / "out.csv", [healthy()])
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
