@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule
 
 #: A report's suffix → the module that writes it.
-FORMATS = {".json": "json", ".md": "markdown", ".sarif": "sarif", ".csv": "csv"}
+FORMATS = {".json": "json", ".md": "markdown", ".sarif": "sarif", ".csv": "csv", ".html": "html"}
 
 
 def write(path: Path, models: Sequence[dict[str, Any]], rules: Sequence[Rule] = ()) -> None:

@@ -30,7 +30,7 @@ def terminal_page(rule: Rule) -> Iterator[str]:
     yield ""
     yield from _wrapped(rule.summary)
     yield ""
-    for heading, text in _conditions(rule):
+    for heading, text in conditions(rule):
         yield from _wrapped(text, f"{heading:<10}", " " * 10)
     for key, heading in PARTS:
         if text := getattr(rule, key):
@@ -64,7 +64,7 @@ def _indented(text: str) -> Iterator[str]:
             yield from _wrapped(paragraph, "  ")
 
 
-def _conditions(rule: Rule) -> Iterator[tuple[str, str]]:
+def conditions(rule: Rule) -> Iterator[tuple[str, str]]:
     """What a rule judges, what it requires there and what it says, in words."""
     wanted = " and ".join(f"{column} is {_either(values)}" for column, values in rule.where.items())
     yield "judges", f"rows of {rule.table}" + (f" where {wanted}" if wanted else "")
@@ -135,7 +135,7 @@ _OUTCOME_WORDS = {"pass": "fine", "finding": "a **finding**", "skip": "not judge
 
 
 def _markdown_conditions(rule: Rule) -> Iterator[tuple[str, str]]:
-    for heading, text in _conditions(rule):
+    for heading, text in conditions(rule):
         yield heading, f"`{text}`" if heading == "says" else text
 
 

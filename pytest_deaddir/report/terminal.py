@@ -17,6 +17,7 @@ from pytest_deaddir.report.words import (
     facts,
     limit_words,
     number,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def finding_lines(finding: Row) -> Iterator[str]:
     yield f"  site      {escaped(finding['path'])}"
     for column, value in finding["measured"].items():
         limits = " and ".join(limit_words(op, limit) for op, limit in finding["limit"].get(column, {}).items())
-        yield f"  measured  {column} = {escaped(number(value))}" + (f", must be {limits}" if limits else "")
+        yield f"  measured  {column} = {escaped(shown(column, value))}" + (f", must be {limits}" if limits else "")
 
 
 def summary_lines(results: Results, verbosity: int) -> list[str]:

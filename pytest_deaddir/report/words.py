@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 #: One entry of a report: the tables, findings and checks of one subject, see :meth:`pytest_deaddir.Audit.as_dict`.
 Entry = dict[str, Any]
 
+#: Columns whose values are cosines.
+_COSINES = ("alignment", "alignment_bottom", "twin_alignment", "pinpoint_overlap")
+
 _OPERATOR_SIGNS = {"min": "≥", "max": "≤", "equal": "=", "not": "≠", "in": "in"}
 
 
@@ -37,6 +40,21 @@ def decades(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+def shown(column: str, value: Any) -> str:
+    """A value of any column."""
+    if isinstance(value, float) and column in _COSINES:
+        return cosine(value)
+    if isinstance(value, float) and column == "depth":
+        return decades(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(number, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {number(entry)}" for key, entry in value.items())
+    return number(value)
+
+
 def dead(norm: Row) -> str:
     """The dead dimension of a norm, ``predicted/measured`` where it was measured."""
     predicted, seen = norm["predicted_dead_dimension"], norm["dead_dimension"]
@@ -54,9 +72,10 @@ def facts(entry: Entry) -> Iterator[tuple[str, str]]:
     model = entry["model"]
     yield "architecture", model["architecture"] or "no architecture named"
     yield "size", f"{model['parameters'] / 1e6:.3g}M parameters" if model["parameters"] else "parameters not counted"
-    yield "width", f"d = {model['width']}"
-    yield "norms", f"{counted(len(entry['norms']), 'norm')} ({model['normalisation']})"
-    yield "level", f"{model['level']} in {model['dtype']}" + (f" on {model['device']}" if model["device"] else "")
+    yield "width", f"d = {number(model['width'])}"
+    yield "norms", f"{counted(len(entry['norms']), 'norm')} ({number(model['normalisation'])})"
+    how = f"{number(model['level'])} in {number(model['dtype'])}"
+    yield "level", how + (f" on {model['device']}" if model["device"] else "")
     if model["samples"]:
         synthetic = ", synthetic" if model["inputs_source"] == "synthetic" else ""
         per_width = f"(N/d {number(model['samples_per_width'])})"
@@ -132,6 +151,8 @@ def counted(count: int, noun: str) -> str:
 
 def escaped(text: str) -> str:
     """Text of a checkpoint's making, harmless to whoever reads it: control and invisible characters shown as escapes."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,0 +1,347 @@
+"""The plots of an audit as SVG. Each stands by itself: it can be copied out of a page, and brings its colours for a light
+and a dark background with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from pytest_deaddir.report.markup import Markup, element
+from pytest_deaddir.report.words import counted, number, shown
+from pytest_deaddir.tables import Row
+
+#: The same in every plot, so that one hash in a page's Content-Security-Policy allows it.
+STYLE = Markup(
+    ".dd-paper{fill:#fff}.dd-grid{stroke:#e6e8ec}.dd-axis{stroke:#a3a9b3}"
+    ".dd-text,.dd-number{font:11px system-ui,sans-serif;fill:#555c68}.dd-number{font-family:ui-monospace,monospace}"
+    ".dd-line{fill:none;stroke:#1f5fa8;stroke-width:1.3}.dd-soft{fill:none;stroke:#a3a9b3}"
+    ".dd-a{fill:#1f5fa8;stroke:#1f5fa8}.dd-hollow{fill:#fff;stroke:#1f5fa8}.dd-b{fill:#fff;stroke:#7b828d}"
+    ".dd-v{fill:#0f7b6c;stroke:#0f7b6c}.dd-floor{stroke:#0f7b6c;stroke-dasharray:3 3}"
+    ".dd-bad{fill:none;stroke:#b3261e;stroke-width:2}.dd-badtext{font:600 11px system-ui,sans-serif;fill:#b3261e}"
+    "@media screen and (prefers-color-scheme:dark){"
+    ".dd-paper{fill:#171a1f}.dd-grid{stroke:#2a2f37}.dd-axis{stroke:#636b77}"
+    ".dd-text,.dd-number{fill:#b4bbc6}.dd-line{stroke:#79b0f2}.dd-soft{stroke:#636b77}"
+    ".dd-a{fill:#79b0f2;stroke:#79b0f2}.dd-hollow{fill:#171a1f;stroke:#79b0f2}.dd-b{fill:#171a1f;stroke:#98a1ad}"
+    ".dd-v{fill:#4fc4b0;stroke:#4fc4b0}.dd-floor{stroke:#4fc4b0}"
+    ".dd-bad{stroke:#ff8a80}.dd-badtext{fill:#ff8a80}}"
+)
+
+_WIDTH = 384.0
+_LEFT, _RIGHT = 42.0, 376.0
+#: Where a plot over sites or blocks begins and ends; the legend is above, the axis' labels below.
+_TOP, _BOTTOM = 34.0, 196.0
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class LogScale:
+    """Positive numbers on a logarithmic axis from ``start`` to ``end`` with some ``most`` labels; 0 is at the very start."""
+
+    def __init__(self, values: Iterable[float | None], start: float, end: float, most: int = 6) -> None:
+        plotted = [value for value in values if _plottable(value)]
+        logs = [math.log10(value) for value in plotted if value] or [0.0]
+        self.has_zero = any(value == 0 for value in plotted)
+        self.start, self.end, self.most = start, end, most
+        margin = max(0.05 * (max(logs) - min(logs)), 0.4 - (max(logs) - min(logs)) / 2)
+        self.low, self.high = min(logs) - margin, max(logs) + margin
+        self._first = start + 0.09 * (end - start) * self.has_zero
+
+    def at(self, value: float) -> float:
+        """The coordinate of a number ≥ 0."""
+        if value == 0:
+            return self.start
+        return self._first + (math.log10(value) - self.low) / (self.high - self.low) * (self.end - self._first)
+
+    def ticks(self) -> Iterator[tuple[float, str]]:
+        """Coordinate and label: powers of ten, 1-2-5 between them where the axis is short."""
+        if self.has_zero:
+            yield self.start, "0"
+        step = math.ceil((self.high - self.low) / self.most)
+        for power in range(math.floor(self.low), math.ceil(self.high) + 1):
+            if self.high - self.low > 2.5:
+                if self.low <= power <= self.high and power % step == 0:
+                    yield self.at(10.0**power), _power(power)
+                continue
+            for digit in (1, 2, 5):
+                if self.low <= math.log10(digit) + power <= self.high:
+                    value = digit * 10.0**power
+                    yield self.at(value), f"{value:g}"
+
+
+def _plottable(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _power(power: int) -> str:
+    return f"{10.0**power:g}" if -2 <= power <= 3 else "10" + str(power).translate(_SUPERSCRIPTS)
+
+
+def _places(count: int) -> list[float]:
+    """The x of ``count`` sites or blocks, evenly over the plot."""
+    width = (_RIGHT - _LEFT) / max(count, 1)
+    return [_LEFT + (index + 0.5) * width for index in range(count)]
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _line(class_: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    return element("line", class_=class_, x1=_n(x1), y1=_n(y1), x2=_n(x2), y2=_n(y2))
+
+
+def _dot(class_: str, x: float, y: float, r: float = 3.5, hint: str | None = None) -> Markup:
+    title = None if hint is None else element("title", hint)
+    return element("circle", title, class_=class_, cx=_n(x), cy=_n(y), r=_n(r))
+
+
+def _diamond(class_: str, x: float, y: float, r: float = 5) -> Markup:
+    return element("path", class_=class_, d=f"M{_n(x - r)} {_n(y)}l{r} {-r} {r} {r} {-r} {r}z")
+
+
+def _label(string: str, x: float, y: float, anchor: str = "start", class_: str = "dd-text") -> Markup:
+    return element("text", string, class_=class_, x=_n(x), y=_n(y), text_anchor=anchor)
+
+
+def _svg(name: str, title: str, description: str, height: float, *body: str | None) -> Markup:
+    """A whole picture. ``name``: unique in the page; ``description``: what a reader who does not see it needs."""
+    return element(
+        "svg",
+        element("title", title, id=f"{name}-title"),
+        element("desc", description, id=f"{name}-desc"),
+        element("style", STYLE),
+        element("rect", class_="dd-paper", width="100%", height="100%"),
+        *body,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {_n(_WIDTH)} {_n(height)}",
+        role="img",
+        aria_labelledby=f"{name}-title",
+        aria_describedby=f"{name}-desc",
+    )
+
+
+def _grid(scale: LogScale) -> Iterator[Markup]:
+    """The lines and labels of a vertical axis."""
+    for y, label in scale.ticks():
+        yield _line("dd-grid", _LEFT, y, _RIGHT, y)
+        yield _label(label, _LEFT - 6, y + 4, "end")
+
+
+def _numbers(numbers: Iterable[Any], places: Sequence[float], what: str) -> Iterator[Markup]:
+    """The labels of the horizontal axis, some eight of them at round numbers."""
+    step = next((s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500) if len(places) <= 9 * s), 1000)
+    for value, x in zip(numbers, places, strict=True):
+        if value is not None and value >= 0 and value % step == 0:
+            yield _label(str(value), x, _BOTTOM + 20, "middle")
+    yield _label(what, _RIGHT, _BOTTOM + 36, "end")
+
+
+def _legend(*entries: tuple[Markup | None, str]) -> Iterator[Markup]:
+    """Marks, drawn at 0, 0, and what they mean, in one line."""
+    x = _LEFT
+    for mark, meaning in entries:
+        if mark is not None:
+            yield element("g", mark, transform=f"translate({_n(x + 4)} 12)")
+            yield _label(meaning, x + 13, 16)
+            x += 13 + 5.9 * len(meaning) + 12
+
+
+def spectrum(name: str, norm: Row) -> Markup | None:
+    """The bottom of a norm's spectrum: σ measured, σ predicted of γ, and σ along v beside the rounding there."""
+    measured, predicted = norm.get("bottom_singular_values") or [], norm.get("predicted_bottom") or []
+    measured, predicted = (list(filter(_plottable, values)) for values in (measured, predicted))
+    if not measured and not predicted:
+        return None
+    along = math.sqrt(norm["eigenvalue"]) if _plottable(norm.get("eigenvalue")) else None
+    # of one direction alone: for several, the columns hold the largest of each, which need not be the same one's
+    floor = (
+        along / math.sqrt(norm["noise_ratio"])
+        if along and norm.get("noise_ratio") and norm.get("alignment_bottom") is not None
+        else None
+    )
+    dead = norm.get("dead_dimension") or 0
+    left, right = 62.0, 236.0
+    scale = LogScale([*measured, *predicted, along, floor], left, right, most=4)
+    count = max(len(measured), len(predicted))
+    rows = [40 + 27 * index for index in range(count + (along is not None))]
+    bottom = rows[-1] + 16
+    body: list[Markup] = []
+    for x, label in scale.ticks():
+        body += [_line("dd-grid", x, 24, x, bottom), _label(label, x, bottom + 16, "middle")]
+    for index, y in enumerate(rows[:count]):
+        is_dead = index < min(dead, len(measured))
+        body += [
+            _label(f"σ{'₁₂₃₄₅₆₇₈₉'[index : index + 1]}" + (" dead" if is_dead else ""), 6, y + 4),
+            _line("dd-grid", left, y, right, y),
+        ]
+        if index < len(predicted):
+            body += [
+                _dot("dd-b", scale.at(predicted[index]), y, 5.5),
+                _label(number(predicted[index]), 376, y + 4, "end", "dd-number"),
+            ]
+        if index < len(measured):
+            body += [
+                _dot("dd-a", scale.at(measured[index]), y, 3.2),
+                _label(number(measured[index]), 306, y + 4, "end", "dd-number"),
+            ]
+    if along is not None:
+        y = rows[-1]
+        body += [_label("along v", 6, y + 4), _diamond("dd-v", scale.at(along), y)]
+        body.append(_label(number(along), 306, y + 4, "end", "dd-number"))
+    if floor is not None:
+        x = scale.at(floor)
+        body.append(_line("dd-floor", x, 10, x, bottom))
+        body.append(_label("noise floor along v", *((x + 4, 16, "start") if x < 130 else (x - 4, 16, "end"))))
+    if measured:
+        body += [_dot("dd-a", 246, 12, 3.2), _label("measured", 306, 16, "end")]
+    if predicted:
+        body += [_dot("dd-b", 317, 12, 4), _label("predicted", 376, 16, "end")]
+    body.append(_label("σ of the output", (left + right) / 2, bottom + 33, "middle"))
+    words = [
+        f"σ measured, smallest first: {', '.join(map(number, measured))}; {dead} of them dead" if measured else "",
+        f"predicted of γ for a whitened input: {', '.join(map(number, predicted))}" if predicted else "",
+        f"σ along v: {number(along)}" if along is not None else "",
+        f"noise floor along v: {number(floor)}" if floor is not None else "",
+    ]
+    title = f"Bottom of the spectrum of {norm['path']}"
+    return _svg(name, title, ". ".join(filter(None, words)) + ".", bottom + 42, *body)
+
+
+def stream(name: str, blocks: Sequence[Row], found: Iterable[str]) -> Markup | None:
+    """σ_min and σ_median of the residual stream, block by block; those of several stacks side by side.
+
+    ``found``: the paths that have findings.
+    """
+    measured = [block for block in blocks if _plottable(block.get("sigma_min"))]
+    if not measured:
+        return None
+    marked = set(found)
+    scale = LogScale((block.get(c) for block in blocks for c in ("sigma_min", "sigma_median")), _BOTTOM, _TOP + 6)
+    places = _places(len(blocks))
+    body = list(_grid(scale))
+    lines: dict[str, list[list[str]]] = {"sigma_median": [[]], "sigma_min": [[]]}
+    dots: list[Markup] = []
+    for index, (block, x) in enumerate(zip(blocks, places, strict=True)):
+        starts = index > 0 and block.get("stack") != blocks[index - 1].get("stack")
+        if starts:
+            between = (x + places[index - 1]) / 2
+            body.append(_line("dd-axis", between, _TOP, between, _BOTTOM))
+        for column, pieces in lines.items():
+            if starts or not _plottable(block.get(column)):
+                pieces.append([])
+            if _plottable(block.get(column)):
+                pieces[-1].append(f"{_n(x)},{_n(scale.at(block[column]))}")
+        if not _plottable(block.get("sigma_min")):
+            cross = f"M{_n(x - 3)} {_n(_BOTTOM - 3)}l6 6m0 -6l-6 6"
+            reason = block.get("unmeasured") or block.get("inconclusive") or "not measured"
+            dots.append(element("path", element("title", f"{block['path']}: {reason}"), class_="dd-soft", d=cross))
+            continue
+        y = scale.at(block["sigma_min"])
+        readable = block.get("readable") is not False
+        hint = f"{block['path']}: σ_min {number(block['sigma_min'])}" + ("" if readable else ", below the noise floor")
+        radius = 3.2 if len(blocks) <= 40 else 2.0
+        dots.append(_dot("dd-a" if readable else "dd-hollow", x, y, radius, hint))
+        if block["path"] in marked:
+            dots.append(_dot("dd-bad", x, y, 7.5))
+            if len(marked.intersection(b["path"] for b in measured)) <= 3:
+                where = (x - 11, y + 4, "end") if x > 180 else (x + 11, y + 4, "start")
+                dots.append(_label(f"block {block['index']}", *where, "dd-badtext"))
+    for column, class_ in (("sigma_median", "dd-soft"), ("sigma_min", "dd-line")):
+        body += [element("polyline", class_=class_, points=" ".join(p)) for p in lines[column] if len(p) > 1]
+    unreadable = [block for block in measured if block.get("readable") is False]
+    stacks = len({block.get("stack") for block in blocks})
+    numbers = [block.get("index") for block in blocks] if stacks == 1 else range(len(blocks))
+    body += [*dots, *_numbers(numbers, places, "block" if stacks == 1 else f"blocks of {stacks} stacks, in order")]
+    body += _legend(
+        (_dot("dd-a", 0, 0, 3.2), "σ_min"),
+        (_dot("dd-hollow", 0, 0, 3.2) if unreadable else None, "below the noise floor"),
+        (_line("dd-soft", -6, 0, 6, 0), "σ_median"),
+        (_dot("dd-bad", 0, 0, 5) if marked.intersection(b["path"] for b in blocks) else None, "finding"),
+        (
+            element("path", class_="dd-soft", d="M-3 -3l6 6m0 -6l-6 6") if len(measured) < len(blocks) else None,
+            "not measured",
+        ),
+    )
+    least = min(measured, key=lambda block: block["sigma_min"])
+    words = [
+        f"σ_min at {counted(len(measured), 'place')} of the residual stream",
+        f"smallest {number(least['sigma_min'])} after {least['path']}",
+        f"{len(unreadable)} below the noise floor",
+        f"{len(blocks) - len(measured)} not measured",
+    ]
+    return _svg(name, "σ_min of the residual stream, block by block", "; ".join(words) + ".", _BOTTOM + 44, *body)
+
+
+def scales(name: str, norms: Sequence[Row]) -> Markup | None:
+    """The smallest, middle and largest |γ| of every norm site."""
+    drawn = [norm for norm in norms if _plottable(norm.get("gamma_min")) and _plottable(norm.get("gamma_max"))]
+    if not drawn:
+        return None
+    columns = ("gamma_min", "gamma_median", "gamma_max")
+    scale = LogScale((norm.get(c) for norm in drawn for c in columns), _BOTTOM, _TOP + 6)
+    places = _places(len(norms))
+    body = list(_grid(scale))
+    half = min(5.0, 0.35 * (_RIGHT - _LEFT) / len(norms))
+    dead = 0
+    for norm, x in zip(norms, places, strict=True):
+        if norm.get("role") == "final":
+            body.append(element("path", class_="dd-v", d=f"M{_n(x - 3.5)} {_n(_TOP - 6)}h7l-3.5 6z"))
+        if norm not in drawn:
+            continue
+        low, high = scale.at(norm["gamma_min"]), scale.at(norm["gamma_max"])
+        middle = scale.at(norm["gamma_median"]) if _plottable(norm.get("gamma_median")) else (low + high) / 2
+        count = norm.get("dead_coordinate_count") or 0
+        hint = f"{norm['path']}: |γ| {', '.join(number(norm.get(column)) for column in columns)}"
+        bar = f"M{_n(x)} {_n(low)}V{_n(high)}M{_n(x - half)} {_n(middle)}h{_n(2 * half)}"
+        body.append(element("path", element("title", hint), class_="dd-line", d=bar))
+        if count:
+            dead += 1
+            body.append(_dot("dd-bad", x, low, 4, f"{norm['path']}: {counted(count, 'dead coordinate')}"))
+    body += _numbers(range(1, len(norms) + 1), places, "norm, in the table’s order")
+    body += _legend(
+        (element("path", class_="dd-line", d="M0 -6V6M-4 0h8"), "|γ| least, median, most"),
+        (_dot("dd-bad", 0, 0, 4) if dead else None, "dead coordinates"),
+        (element("path", class_="dd-v", d="M-3.5 -3h7l-3.5 6z"), "final")
+        if any(norm.get("role") == "final" for norm in norms)
+        else (None, ""),
+    )
+    least, largest = min(drawn, key=lambda n: n["gamma_min"]), max(drawn, key=lambda n: n["gamma_max"])
+    words = [
+        f"|γ| of {counted(len(drawn), 'norm')}",
+        f"smallest {number(least['gamma_min'])} in {least['path']}",
+        f"largest {number(largest['gamma_max'])} in {largest['path']}",
+        f"{counted(dead, 'norm')} with dead coordinates",
+    ]
+    return _svg(name, "Scales |γ| of every norm", "; ".join(words) + ".", _BOTTOM + 44, *body)
+
+
+def twins(name: str, norms: Sequence[Row]) -> Markup | None:
+    """The variance along each kernel, over the largest of any direction: trained, and in the random twin."""
+    columns = ("twin_eigenvalue_relative", "eigenvalue_relative")
+    drawn = [norm for norm in norms if all(_plottable(norm.get(column)) for column in columns)]
+    if not drawn:
+        return None
+    scale = LogScale((norm[column] for norm in drawn for column in columns), _BOTTOM, _TOP + 6)
+    body = list(_grid(scale))
+    places = _places(len(drawn))
+    radius = min(3.2, max(1.5, 0.3 * (_RIGHT - _LEFT) / len(drawn)))
+    for norm, x in zip(drawn, places, strict=True):
+        twin, trained = (norm[column] for column in columns)
+        hint = (
+            f"{norm['path']}: trained {number(trained)}, twin {number(twin)}, depth {shown('depth', norm.get('depth'))}"
+        )
+        body += [
+            _line("dd-soft", x, scale.at(twin), x, scale.at(trained)),
+            _dot("dd-b", x, scale.at(twin), radius),
+            _dot("dd-a", x, scale.at(trained), radius, hint),
+        ]
+    body += _numbers(range(1, len(drawn) + 1), places, "norm, of those measured in both")
+    body += _legend((_dot("dd-a", 0, 0, 3.2), "trained"), (_dot("dd-b", 0, 0, 3.2), "random twin"))
+    depths = [norm["depth"] for norm in drawn if norm.get("depth") is not None]
+    words = f"Variance along the kernel of {counted(len(drawn), 'norm')} over the largest variance of any direction"
+    if depths:
+        words += (
+            f"; training lowered it by {shown('depth', min(depths))} to {shown('depth', max(depths))} orders of ten"
+        )
+    return _svg(name, "Trained against a random twin", words + ".", _BOTTOM + 44, *body)
