@@ -51,7 +51,9 @@ def add_options(parser: pytest.Parser) -> None:
     add("ignore", "CODES", "Do not judge by these rules. The longest code or prefix decides.", "linelist", "append")
     add("severity", "CODE=SEVERITY", "Another severity for a rule: DD301=error. Repeatable.", "linelist", "append")
     add("fail-on", "SEVERITY", "The least severity that fails a check: error (the default), warning.")
-    add("report", "PATH", "Write the audit to PATH (.json, .md, .sarif, .csv). Repeatable.", "linelist", "append")
+    add(
+        "report", "PATH", "Write the audit to PATH (.json, .html, .md, .sarif, .csv). Repeatable.", "linelist", "append"
+    )
     add("junit-properties", None, "Write what was measured into pytest's JUnit file.", "bool", "store_true")
     add("only", None, "Run the audit and none of the other tests.", "bool", "store_true")
     add("explain", "CODE", "Print the page of a rule and exit.", None)

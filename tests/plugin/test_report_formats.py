@@ -74,6 +74,28 @@ def test_every_format_tells_of_every_model(audit, checkpoint):
     assert result["properties"]["measured"] == first["findings"][0]["measured"]
 
 
+def test_the_html_page_explains_what_was_found_by_the_run_s_own_rules(audit, checkpoint, pytester):
+    checkpoint()
+    (pytester.path / "rule.toml").write_text(
+        """
+        code = "ACME001"
+        name = "wide"
+        severity = "error"
+        table = "norms"
+        where = { role = "final" }
+        require = { features = { max = 4 } }
+        message = "{path} is {features} wide"
+        summary = "Wide."
+        why = "Narrow norms are cheaper."
+        """
+    )
+    audit("--deaddir-rules=rule.toml", "--deaddir-report=out.html")
+    page = Path("out.html").read_text(encoding="utf-8")
+    assert "<h1>Failed</h1>" in page
+    assert "transformer.ln_f is 16 wide" in page
+    assert "Narrow norms are cheaper." in page
+
+
 def test_terminal_and_markdown_show_the_same_numbers(audit, with_torch):
     result = audit("--deaddir-report=out.md", models=[GPT2], level="forward")
     (row,) = [re.split("  +", line.strip()) for line in result.outlines if line.startswith("ln_f ")]
