@@ -41,7 +41,7 @@ function savable(figure) {
     const picture = figure.querySelector("svg");
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([new XMLSerializer().serializeToString(picture)], { type: "image/svg+xml" }));
-    link.download = picture.querySelector("title").id.replace("-title", ".svg");
+    link.download = `${picture.querySelector("title").textContent.replace(/[^\w.]+/g, "-")}.svg`;
     link.click();
     URL.revokeObjectURL(link.href);
   });

@@ -9,7 +9,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_deaddir.report import plots
@@ -117,7 +117,7 @@ def render(models: Sequence[Entry], rules: Sequence[Rule] = ()) -> str:
 
 def _resource(name: str) -> Markup:
     """A file of this package that goes into the page as it is."""
-    return Markup(files("pytest_deaddir.report").joinpath(name).read_text(encoding="utf-8"))
+    return Markup(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 def _hash(source: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ import pytest
 from pytest_deaddir.report.html import render
 from pytest_deaddir.report.plots import LogScale
 from pytest_deaddir.rules import load_rules, shipped_rules
-from pytest_deaddir.tables import row
+from pytest_deaddir.tables import COLUMNS, NOT_NUMBERS, row
 from report.entries import named
 from report.pages import HOSTILE, RULE, broken_entry, by_class, by_id, entry, finding, hostile_entry, text_of, tree_of
 from report.test_formats import HOSTILE as NAMES
@@ -216,6 +217,16 @@ def test_many_findings_of_one_rule_are_folded_and_all_there():
     (fold,) = by_id(root, "error").iter("details")
     assert text_of(next(fold.iter("summary"))) == "94 more"
     assert len(list(by_id(root, "error").iter("li"))) == 100
+
+
+def test_a_model_of_100_blocks_with_every_number_measured_is_less_than_a_megabyte():
+    one = entry()
+    numbers = {column: math.pi / 3e5 for column in COLUMNS["norms"] if column not in NOT_NUMBERS}
+    words = {"class": "LayerNorm", "how": "probe", "role_how": "by its values", "gamma_file": "model.safetensors"}
+    name = "model.language_model.layers.{}.post_attention_layernorm".format
+    one["norms"] += [one["norms"][0] | numbers | words | {"path": name(place / 2)} for place in range(200)]
+    one["blocks"] += [one["blocks"][1] | {"index": place, "path": name(place)} for place in range(2, 100)]
+    assert len(render([one], [RULE])) < 1_000_000
 
 
 def pictures(*models):
