@@ -34,6 +34,7 @@ def audit(
     samples: int | None = None,
     batch_size: int | None = None,
     solver: str = "inverse",
+    baseline: Audit | str | Path | nn.Module | None = None,
 ) -> Audit:
     """Measure a subject and judge it.
 
@@ -42,23 +43,30 @@ def audit(
     ``device``: auto, cpu, cuda or mps; a module stays where it is by default. ``dtype``: float64, float32, bfloat16 or
     float16; default the checkpoint's own. ``rules``: default the shipped ones. ``samples``: rows of activations, default
     4 × width. ``batch_size``: sequences of one forward pass, default as many as make about 2000 rows.
-    ``solver``: inverse, or svd for full decompositions of every tap.
+    ``solver``: inverse, or svd for full decompositions of every tap. ``baseline``: an earlier audit to compare with, or
+    another subject to audit in the same way first; findings that it holds are marked ``known`` and fail no check.
     Raises a :class:`~pytest_deaddir.errors.DeaddirError` that says what is wrong with the subject or the inputs.
     """
     from pytest_deaddir.rules import judge, load_rules, shipped_rules
 
-    measured = measure(
-        subject,
-        level=level,
-        inputs=inputs,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        samples=samples,
-        batch_size=batch_size,
-        solver=solver,
-    )
-    return judge(measured, load_rules([shipped_rules()]) if rules is None else rules)
+    how: dict[str, Any] = {
+        "level": level,
+        "inputs": inputs,
+        "device": device,
+        "dtype": dtype,
+        "seed": seed,
+        "samples": samples,
+        "batch_size": batch_size,
+        "solver": solver,
+    }
+    rules = load_rules([shipped_rules()]) if rules is None else rules
+    measured = measure(subject, **how)
+    if baseline is not None:
+        from pytest_deaddir.stages.compare import compare
+
+        earlier = baseline if isinstance(baseline, Audit) else judge(measure(baseline, **how), rules)
+        measured = compare(measured, earlier)
+    return judge(measured, rules)
 
 
 def measure(

@@ -13,7 +13,7 @@ import pytest
 from pytest_deaddir.session import DISCOVERY, STATE, State, attach
 
 if TYPE_CHECKING:
-    from pytest_deaddir.rules import Rule
+    from pytest_deaddir.rules import Rule, Verdict
     from pytest_deaddir.settings import Subject
     from pytest_deaddir.tables import Audit, Row
 
@@ -130,14 +130,13 @@ class AuditItem(pytest.Item):
         error = call.excinfo.value if call.excinfo else None
         measurements = self.config.stash[STATE].measurements
         unmeasured = report.failed and measurements.done(self.parent.subject.plan) is None
-        findings = self._findings()
         attach(
             report,
             label=self.parent.nodeid,
             spec=self.parent.subject.spec.text,
             name=self.name,
-            outcome="warned" if report.passed and any(_is_warning(f) for f in findings) else report.outcome,
-            findings=findings,
+            outcome=self._passed_as() if report.passed else report.outcome,
+            findings=self._findings(),
             audit=self._audit_once(),
             anchor=self.parent.anchor,
             error=(str(error) if isinstance(error, DeaddirError) else repr(error)) if unmeasured else None,
@@ -145,6 +144,9 @@ class AuditItem(pytest.Item):
 
     def _findings(self) -> list[Row]:
         return []
+
+    def _passed_as(self) -> str:
+        return "passed"
 
     def _audit_once(self) -> dict[str, Any] | None:
         """The audit's tables with the first item of the subject that this process reports."""
@@ -173,10 +175,6 @@ def error_text(error: Exception) -> str:
     return escaped_lines(str(error))
 
 
-def _is_warning(finding: Row) -> bool:
-    return finding["severity"] == "warning" and finding["suppressed"] is None
-
-
 _SENT = pytest.StashKey[bool]()
 
 
@@ -202,7 +200,7 @@ class RuleItem(AuditItem):
     def __init__(self, *, rule: Rule, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.rule = rule
-        self.found: list[Row] = []
+        self.verdict: Verdict | None = None
         self.extra_keyword_matches.add(rule.name)
 
     def runtest(self) -> None:
@@ -213,11 +211,13 @@ class RuleItem(AuditItem):
         audit = self.audit()
         verdict = evaluate(self.rule, audit, subject.rules.fail_on)
         verdict = verdict.suppressing(subject.suppressions, date.today())
-        self.found = verdict.findings
+        if subject.plan.baseline is not None and subject.plan.baseline.takes_all:
+            verdict = verdict.taking_all()
+        self.verdict = verdict
         if self.config.stash[STATE].settings.junit_properties:
             from pytest_deaddir.report.junit import rule_properties
 
-            self.user_properties += rule_properties(self.rule, audit, self.found)
+            self.user_properties += rule_properties(self.rule, audit, verdict.findings)
         if verdict.outcome == "failed":
             raise FoundError(verdict.open, verdict.outdated)
         if verdict.skipped is not None:
@@ -234,4 +234,7 @@ class RuleItem(AuditItem):
         return self.path, None, f"{self.parent.name} {self.rule.code} {self.rule.name}"
 
     def _findings(self) -> list[Row]:
-        return self.found
+        return self.verdict.findings if self.verdict else []
+
+    def _passed_as(self) -> str:
+        return self.verdict.outcome if self.verdict else "passed"

@@ -19,7 +19,7 @@ from pytest_deaddir.rules.select import no_such_rule
 from pytest_deaddir.rules.suppress import Suppression
 from pytest_deaddir.rules.toml import line_of, read_document
 from pytest_deaddir.rules.vocabulary import SEVERITIES, did_you_mean
-from pytest_deaddir.settings import RuleChoice, Subject, choose_rules, measuring, plan_of
+from pytest_deaddir.settings import RuleChoice, Subject, choose_rules, measuring, plan_of, with_baseline
 from pytest_deaddir.tables import LEVELS
 
 _WORDS = "a list of strings"
@@ -36,6 +36,7 @@ OPTIONS = {
     "inputs": _TEXT,
     "samples": _NUMBER,
     "batch-size": _NUMBER,
+    "baseline": _TEXT,
     "rules": _WORDS,
     "select": _WORDS,
     "extend-select": _WORDS,
@@ -195,6 +196,7 @@ def _subjects(file: _File, config: pytest.Config, problems: list[str]) -> Iterat
             continue
         suppressions = tuple(_suppressions(file, name))
         subject = Subject(f"{label}::{name}", plan, rules, suppressions, (file.path, line_of(where, file.lines)))
+        subject = with_baseline(subject, Given(given.layers, problems), how, len(document["models"]) == 1)
         if subject.unjudged:
             file.wrong(where, f"models.{name}: {subject.unjudged}")
         yield name, subject

@@ -55,7 +55,20 @@ def add_options(parser: pytest.Parser) -> None:
         "report", "PATH", "Write the audit to PATH (.json, .html, .md, .sarif, .csv). Repeatable.", "linelist", "append"
     )
     add("junit-properties", None, "Write what was measured into pytest's JUnit file.", "bool", "store_true")
+    add(
+        "baseline",
+        "PATH.json|SPEC",
+        "Compare with an earlier audit (a report), or with another model audited likewise.",
+    )
     add("only", None, "Run the audit and none of the other tests.", "bool", "store_true")
+    group.addoption(
+        "--deaddir-baseline-update",
+        dest="deaddir_baseline_update",
+        nargs="?",
+        const="held",
+        metavar="all",
+        help="Write the baseline, unless there are findings that it does not hold; =all takes them in.",
+    )
     add("explain", "CODE", "Print the page of a rule and exit.", None)
     add("list-rules", None, "Print all rules, with where each was loaded from, and exit.", None, "store_true")
     add("check-rules", "PATH", "Check rule files and their examples and exit. Repeatable.", None, "append")
@@ -91,7 +104,7 @@ def in_one_word(config: pytest.Config, parser: pytest.Parser) -> list[str] | Non
     return None if joined == raw else joined
 
 
-_VALUED = tuple(f"--deaddir-{name}" for name in ("model", "inputs", "rules", "report", "check-rules"))
+_VALUED = tuple(f"--deaddir-{name}" for name in ("model", "inputs", "rules", "report", "baseline", "check-rules"))
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

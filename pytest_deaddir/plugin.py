@@ -168,6 +168,8 @@ class AuditRun:
         is_worker = hasattr(session.config, "workerinput")  # only xdist's controller writes files
         if not is_worker and not session.config.option.collectonly:
             self.state.results.write(self.state.rules)
+            if not self.state.update_baselines() and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         from pytest_deaddir.report import github

@@ -35,7 +35,7 @@ class Measurements:
 
         if plan not in self._results:
             try:
-                self._results[plan] = measure(
+                measured = measure(
                     plan.spec,
                     level=plan.level,
                     inputs=plan.inputs,
@@ -46,6 +46,7 @@ class Measurements:
                     sites=plan.sites,
                     solver=plan.solver or "inverse",
                 )
+                self._results[plan] = plan.baseline.beside(measured, self.audit) if plan.baseline else measured
             except Exception as error:
                 self._results[plan] = error
                 raise
@@ -81,11 +82,18 @@ class ModelResult:
         return {
             "planned": len([name for name in self.planned if name != DISCOVERY]),
             "run": len(rules) - skipped,
-            "passed": rules.count("passed") + rules.count("warned"),
+            "passed": sum(rules.count(outcome) for outcome in ("passed", "warned", "known")),
             "failed": rules.count("failed"),
             "warned": rules.count("warned"),
+            "known": rules.count("known"),
             "skipped": skipped,
         }
+
+    @property
+    def judged(self) -> set[str]:
+        """The codes of the rules that judged it: all that ran, but for rules in Python that raised."""
+        found = {finding["code"] for finding in self.findings}
+        return {name for name, outcome in self.outcomes.items() if outcome != "failed" or name in found}
 
     @property
     def incomplete(self) -> bool:
@@ -106,6 +114,7 @@ class Results:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.models = {label: ModelResult(subject.spec.text) for label, subject in settings.subjects.items()}
+        self.notes: list[str] = []  # what came of the baselines, for the summary
 
     def plan(self, nodeids: list[str]) -> None:
         """Note which checks are to run; xdist's workers all name the same."""
@@ -176,12 +185,26 @@ class State:
         return self.gates[path]
 
     @property
+    def subjects(self) -> list[Subject]:
+        """The models of the run: of the options, and of the gate files of which any check was to run."""
+        gates = {self.config.rootpath / label.rpartition("::")[0] for label in self.results.reported if "::" in label}
+        return [*self.settings.subjects.values(), *(one for gate in sorted(gates) for one in self.gate(gate))]
+
+    def update_baselines(self) -> bool:
+        """Write the baselines that are to be; false where one was refused. What came of it stands in the summary."""
+        from pytest_deaddir.baseline import update_files
+
+        subjects = {subject.label: subject for subject in self.subjects}
+        entries = [entry for entry in self.results.entries if entry["label"] in subjects]
+        done = list(update_files([(subjects[e["label"]], e, self.results.models[e["label"]].judged) for e in entries]))
+        self.results.notes += [text for _, text in done]
+        return all(written for written, _ in done)
+
+    @property
     def rules(self) -> list[Rule]:
         """The rules that any model of the run was judged by, each code once."""
-        gates = {self.config.rootpath / label.rpartition("::")[0] for label in self.results.reported if "::" in label}
-        subjects = [*self.settings.subjects.values(), *(one for gate in sorted(gates) for one in self.gate(gate))]
         rules: dict[str, Rule] = {}
-        for subject in subjects:
+        for subject in self.subjects:
             rules = {rule.code: rule for rule in subject.applicable} | rules
         return list(rules.values())
 

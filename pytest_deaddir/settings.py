@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_deaddir.baseline import Baseline, baseline_of
 from pytest_deaddir.given import Given
 from pytest_deaddir.options import DEVICES, DTYPES, GATE, SITES, SOLVERS
 from pytest_deaddir.report import FORMATS
@@ -36,6 +37,7 @@ class Plan:
     inputs: Path | None = None
     samples: int | None = None
     batch_size: int | None = None
+    baseline: Baseline | None = None
 
     @property
     def options(self) -> list[tuple[str, Any]]:
@@ -43,6 +45,7 @@ class Plan:
         names = ("sites", "solver", "dtype", "inputs", "samples")
         given = [(name, getattr(self, name)) for name in names]
         given += [("batch-size", self.batch_size), ("device", None if self.device == "auto" else self.device)]
+        given += [("baseline", self.baseline and self.baseline.written)]
         return [(name, value) for name, value in given if value is not None]
 
 
@@ -56,9 +59,9 @@ class RuleChoice:
     fail_on: str
     options: tuple[tuple[str, str], ...]
 
-    def at(self, level: Level) -> list[Rule]:
-        """The chosen rules that an audit at ``level`` can answer."""
-        return [rule for rule in self.chosen if rule.applies_at(level)]
+    def at(self, level: Level, compared: bool) -> list[Rule]:
+        """The chosen rules that an audit at ``level`` can answer. ``compared``: whether it has a baseline."""
+        return [rule for rule in self.chosen if rule.applies_at(level, compared)]
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,17 @@ class Subject:
     @property
     def applicable(self) -> list[Rule]:
         """The rules that it is judged by."""
-        return self.rules.at(self.plan.level)
+        return self.rules.at(self.plan.level, self.plan.baseline is not None and self.plan.baseline.compares)
 
     @property
     def unjudged(self) -> str | None:
         """Why no chosen rule could be answered for it, so that its audit would be green whatever it is; None if one can."""
         if self.applicable or not self.rules.chosen:
             return None
-        lowest = min((rule.level for rule in self.rules.chosen), key=LEVELS.index)
         level = self.plan.level
+        if self.rules.at(level, compared=True):
+            return "every rule that was selected compares with a baseline: give --deaddir-baseline"
+        lowest = min((rule.level for rule in self.rules.chosen), key=LEVELS.index)
         return f"no rule that was selected can be answered at level {level}, only from level {lowest} on"
 
     def rerun(self, code: str, start: Path) -> str:
@@ -203,6 +208,14 @@ def plan_of(text: str, base: Path, how: Mapping[str, Any]) -> Plan:
     return Plan(spec, **{**how, "level": level})
 
 
+def with_baseline(subject: Subject, given: Given, how: Mapping[str, Any], alone: bool) -> Subject:
+    """The subject with what it is compared with. ``how``: as :func:`measuring` gives it; ``alone``: the only one."""
+    baseline = baseline_of(
+        subject, given, alone, lambda text, base, level: plan_of(text, base, {**how, "level": level})
+    )
+    return replace(subject, plan=replace(subject.plan, baseline=baseline))
+
+
 def read_settings(config: pytest.Config) -> Settings:
     """The options and their ini twins, checked. Raises pytest.UsageError (exit 4) with every problem at once."""
     from pytest_deaddir.errors import SpecError
@@ -234,7 +247,9 @@ def read_settings(config: pytest.Config) -> Settings:
         while label in subjects:
             label += "-2"
         subjects[label] = Subject(label, plan, rules)
-    asks = any(given.value(name).value for name in ("only", "report"))
+    alone = len(subjects) == 1
+    subjects = {label: with_baseline(subject, given, how, alone) for label, subject in subjects.items()}
+    asks = any(given.value(name).value for name in ("only", "report", "baseline"))
     if asks and not written and not problems and not _may_hold_a_gate(config):
         problems.append(f"no model to audit: give --deaddir-model=SPEC, or write a {GATE}")
     if not problems:

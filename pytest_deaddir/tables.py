@@ -6,7 +6,7 @@ Each column is declared once, with the level that fills it. Unmeasured is ``None
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 SCHEMA = "pytest-deaddir/audit/1"
@@ -53,6 +53,12 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "versions": _READ,
         "seconds": _READ,
         "peak_memory": _READ,
+        "baseline": _READ,  # the spec of what the audit was compared with; this and what follows None without one
+        "baseline_findings": _READ,  # code → what was measured, of the findings that the baseline holds
+        "normalisation_change": _READ,  # such as "layernorm → rmsnorm"; empty where there is none
+        "lost_sites": _READ,  # norms of the baseline that the model has not
+        "new_sites": _READ,  # norms that the baseline has not
+        "not_compared": _READ,  # what could not be compared, and why
     },
     "norms": {
         "path": _READ,
@@ -110,6 +116,13 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "fisher_random": _FULL,
         "dead_energy": _FULL,
         "invariance_note": _FULL,  # why some of these are missing
+        "baseline_path": _READ,  # of the norm that this one is compared with
+        "baseline_findings": _READ,
+        "kind_change": _READ,  # such as "layernorm → rmsnorm"; empty where there is none
+        "new_dead_coordinates": _READ,  # dead coordinates that are alive in the baseline
+        "predicted_dead_grown": _READ,  # predicted dead dimension beyond the baseline's, in the coarser dtype of the two
+        "dead_dimension_grown": _FORWARD,  # beyond the baseline's
+        "depth_moved": _FULL,  # depth beyond the baseline's
     },
     "blocks": {
         "stack": _FORWARD,
@@ -119,6 +132,7 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "samples": _FORWARD,
         "dtype": _FORWARD,
         "deflated": _FORWARD,  # what was known to be dead and taken out first
+        "deflated_dimension": _FORWARD,  # how many directions that was
         "sigma_min": _FORWARD,
         "sigma_median": _FORWARD,
         "sigma_max": _FORWARD,
@@ -133,7 +147,25 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "pinpoint_overlap": _FORWARD,
         "unmeasured": _FORWARD,
         "inconclusive": _FORWARD,
+        "baseline_path": _FORWARD,
+        "baseline_findings": _FORWARD,
+        "sigma_min_moved": _FORWARD,  # orders of ten of σ_min / σ_median over the baseline's
+        "dead_dimension_grown": _FORWARD,
     },
+}
+
+#: Table → the columns that are filled beside a baseline, and by nothing else.
+COMPARED: dict[str, frozenset[str]] = {
+    "model": frozenset(
+        ("baseline", "baseline_findings", "normalisation_change", "lost_sites", "new_sites", "not_compared")
+    ),
+    "norms": frozenset(
+        (
+            *("baseline_path", "baseline_findings", "kind_change"),
+            *("new_dead_coordinates", "predicted_dead_grown", "dead_dimension_grown", "depth_moved"),
+        )
+    ),
+    "blocks": frozenset(("baseline_path", "baseline_findings", "sigma_min_moved", "dead_dimension_grown")),
 }
 
 
@@ -147,8 +179,12 @@ TYPES: dict[str, str] = {
     **dict.fromkeys(("gamma_agrees", "kind_agrees", "readable"), "flag"),
     **dict.fromkeys(("duplicate_tensors", "differing_weights", "uncompared_weights", "unsafe_names"), "texts"),
     **dict.fromkeys(("orphan_tensors", "orphan_norms", "consumers"), "texts"),
-    **dict.fromkeys(("predicted_dead_coordinates", "pinpoint_coordinates"), "integers"),
+    **dict.fromkeys(("predicted_dead_coordinates", "new_dead_coordinates", "pinpoint_coordinates"), "integers"),
     **dict.fromkeys(("predicted_bottom", "bottom_singular_values"), "numbers"),
+    **dict.fromkeys(("baseline", "baseline_path", "normalisation_change", "kind_change"), "text"),
+    **dict.fromkeys(("lost_sites", "new_sites", "not_compared"), "texts"),
+    **dict.fromkeys(("deflated_dimension", "predicted_dead_grown", "dead_dimension_grown"), "integer"),
+    "baseline_findings": "objects by name",
     "versions": "texts by name",
     "seconds": "numbers by name",
     "predicted_dead_by_dtype": "integers by name",
@@ -225,7 +261,21 @@ class Audit:
             raise ValueError(f"the report holds {len(models)} models, not one: build each with Audit(**entry)")
         if "error" in models[0]:
             raise ValueError(f"the report holds no audit, but the error that it ended in: {models[0]['error']}")
-        return cls(**models[0])
+        return completed(cls(**models[0]))
+
+
+def completed(audit: Audit) -> Audit:
+    """An audit that another release made, with the columns of this one."""
+    tables = {
+        table: [{column: given.get(column) for column in columns} for given in audit.table(table)]
+        for table, columns in COLUMNS.items()
+    }
+    return replace(audit, model=tables["model"][0], norms=tables["norms"], blocks=tables["blocks"])
+
+
+def is_comparison(finding: Row) -> bool:
+    """Whether a finding came of a comparison, and so is about one baseline."""
+    return not COMPARED[finding["table"]].isdisjoint(finding["measured"])
 
 
 def report_document(models: list[dict[str, Any]]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from pytest_deaddir.report.words import (
     open_findings,
     shown,
     verdict,
+    why_open_no_more,
     worst_ratio,
 )
 from pytest_deaddir.tables import COLUMNS, NOT_NUMBERS, SCHEMA, Row
@@ -173,10 +174,11 @@ def _findings(subjects: Sequence[_Model]) -> Markup:
     parts = [trouble for subject in subjects for trouble in _troubles(subject, several)]
     found = [(subject, finding) for subject in subjects for finding in subject.entry["findings"]]
     for severity, noun in _NOUNS.items():
-        these = [pair for pair in found if pair[1]["severity"] == severity and pair[1]["suppressed"] is None]
+        these = [pair for pair in found if pair[1]["severity"] == severity and not why_open_no_more(pair[1])]
         parts += _found(severity, counted(len(these), noun), these, several)
-    accepted = [pair for pair in found if pair[1]["suppressed"] is not None]
-    parts += _found("accepted", f"{len(accepted)} accepted", accepted, several)
+    accepted = [pair for pair in found if why_open_no_more(pair[1])]
+    known = any(finding["suppressed"] is None for _, finding in accepted)
+    parts += _found("accepted", f"{len(accepted)} accepted{' or known' if known else ''}", accepted, several)
     if not parts:
         run = sum(subject.entry["checks"].get("run", 0) for subject in subjects)
         parts.append(element("p", f"Nothing: {counted(run, 'check')} judged what was measured." if run else "Nothing."))
@@ -251,7 +253,7 @@ def _finding(subject: _Model, finding: Row, several: bool) -> Markup:
         "li",
         element("p", finding["message"]),
         element("p", joined(*facts, between=" · "), class_="note"),
-        None if finding["suppressed"] is None else element("p", f"Accepted: {finding['suppressed']}"),
+        element("p", why[0].upper() + why[1:]) if (why := why_open_no_more(finding)) else None,
     )
 
 

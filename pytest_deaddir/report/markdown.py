@@ -19,6 +19,7 @@ from pytest_deaddir.report.words import (
     label_of,
     number,
     verdict,
+    why_open_no_more,
     worst_ratio,
 )
 from pytest_deaddir.rules.vocabulary import SEVERITIES
@@ -69,8 +70,10 @@ def _model_lines(entry: Entry) -> Iterator[str]:
         yield from _norm_lines(entry)
     findings = sorted(entry["findings"], key=_urgency)
     for finding in findings[:MOST]:
-        accepted = "" if finding["suppressed"] is None else f" (accepted: {_prose(finding['suppressed'])})"
-        yield f"* **{finding['code']}** {finding['severity']}: {_prose(finding['message'])}{accepted}"
+        why = why_open_no_more(finding)
+        yield f"* **{finding['code']}** {finding['severity']}: {_prose(finding['message'])}" + (
+            f" ({_prose(why)})" if why else ""
+        )
     if len(findings) > MOST:
         yield f"* and {len(findings) - MOST} more"
     if findings:
@@ -82,7 +85,7 @@ def _model_lines(entry: Entry) -> Iterator[str]:
 
 
 def _urgency(finding: Row) -> tuple[bool, int]:
-    return finding["suppressed"] is not None, SEVERITIES.index(finding["severity"])
+    return bool(why_open_no_more(finding)), SEVERITIES.index(finding["severity"])
 
 
 def _card(entry: Entry) -> Iterator[tuple[str, str]]:

@@ -90,6 +90,8 @@ def _result(entry: Entry, finding: Row, index: dict[str, int]) -> dict[str, Any]
         "partialFingerprints": {"primaryLocationLineHash": hashlib.sha256(_bytes(identity)).hexdigest()[:32]},
         "properties": {"model": escaped(label_of(entry)), "measured": finding["measured"], "limit": finding["limit"]},
     }
+    if entry["model"].get("baseline") is not None:
+        result["baselineState"] = "unchanged" if finding["known"] else "new"
     if finding["suppressed"] is not None:
         result["suppressions"] = [{"kind": "external", "justification": _plain(escaped(finding["suppressed"]))}]
     return result

@@ -27,6 +27,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "numbers": {"type": "array", "items": {"type": "number"}},
     "texts by name": {"type": "object", "additionalProperties": _TEXT},
     "numbers by name": {"type": "object", "additionalProperties": {"type": "number"}},
+    "objects by name": {"type": "object", "additionalProperties": {"type": "object"}},
     "integers by name": {"type": "object", "additionalProperties": {"type": ["integer", "null"]}},
 }
 
@@ -42,9 +43,10 @@ _FINDING: dict[str, dict[str, Any]] = {
     "measured": {"type": "object"},
     "limit": {"type": "object", "additionalProperties": {"type": "object"}},
     "suppressed": {"type": ["string", "null"]},
+    "known": {"type": "boolean"},
 }
 
-_CHECKS = dict.fromkeys(("planned", "run", "passed", "failed", "warned", "skipped"), _COUNT)
+_CHECKS = dict.fromkeys(("planned", "run", "passed", "failed", "warned", "known", "skipped"), _COUNT)
 
 
 def report_schema() -> dict[str, Any]:

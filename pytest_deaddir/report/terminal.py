@@ -18,6 +18,7 @@ from pytest_deaddir.report.words import (
     limit_words,
     number,
     shown,
+    why_open_no_more,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def header(settings: Settings) -> list[str]:
     return [
         f"deaddir: {counted(len(subjects), 'model')}, level {'/'.join(levels) or 'none'}, {how}",
         f"deaddir rules: {_rules_in_words(settings.rules)}",
+        *_baselines_in_words(subjects),
     ]
 
 
@@ -45,6 +47,13 @@ def gate_header(path: Path, subjects: Sequence[Subject]) -> Iterator[str]:
         choices.setdefault(_rules_in_words(subject.rules), []).append(subject.label.rpartition("::")[2])
     for rules, names in choices.items():
         yield "deaddir rules" + (f" of {', '.join(names)}" if len(choices) > 1 else "") + f": {rules}"
+    yield from _baselines_in_words(subjects)
+
+
+def _baselines_in_words(subjects: Sequence[Subject]) -> Iterator[str]:
+    written = {subject.plan.baseline.written: None for subject in subjects if subject.plan.baseline}
+    if written:
+        yield f"deaddir baseline: {', '.join(map(escaped, written))}"
 
 
 def _rules_in_words(rules: RuleChoice) -> str:
@@ -74,6 +83,8 @@ def summary_lines(results: Results, verbosity: int) -> list[str]:
         lines += _model_lines(label, result, verbosity)
     for path in results.settings.reports if lines else ():
         lines += ["", f"report written to {path}"]
+    for note in results.notes if lines else ():
+        lines += ["", escaped(note)]
     return lines
 
 
@@ -87,15 +98,26 @@ def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[st
         yield ""
         yield from _norm_lines(result, show_all=verbosity > 0)
         yield from _block_lines(result, show_all=verbosity > 0)
+    yield from _baseline_lines(result.audit["model"])
     findings = result.as_dict()["findings"]
     if findings:
         yield ""
         for finding in findings:
             yield f"{finding['code']} {finding['severity']:<7}  {escaped(finding['message'])}"
-            if finding["suppressed"] is not None:
-                yield f"  accepted: {escaped(finding['suppressed'])}"
+            if why := why_open_no_more(finding):
+                yield f"  {escaped(why)}"
     yield ""
     yield checks_line(result.checks, result.error, result.incomplete)
+
+
+def _baseline_lines(model: Row) -> Iterator[str]:
+    """What the model was compared with, and in what it could not be."""
+    if model["baseline"] is None:
+        return
+    yield ""
+    yield f"compared with {escaped(model['baseline'])}"
+    for text in model["not_compared"]:
+        yield f"  not compared: {escaped(text)}"
 
 
 def _facts(audit: dict[str, Any]) -> str:

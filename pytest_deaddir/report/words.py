@@ -87,8 +87,15 @@ def facts(entry: Entry) -> Iterator[tuple[str, str]]:
 
 
 def open_findings(entry: Entry) -> list[Row]:
-    """The findings that nobody has accepted."""
-    return [finding for finding in entry["findings"] if finding["suppressed"] is None]
+    """The findings that nobody has accepted, and that no baseline holds."""
+    return [finding for finding in entry["findings"] if not why_open_no_more(finding)]
+
+
+def why_open_no_more(finding: Row) -> str:
+    """Why a finding fails no check whatever its severity; empty where it may."""
+    if finding["suppressed"] is not None:
+        return f"accepted: {finding['suppressed']}"
+    return "known since the baseline" if finding.get("known") else ""
 
 
 def closing_norm(entry: Entry) -> Row | None:
@@ -129,8 +136,9 @@ def checks_line(checks: dict[str, int], error: str | None = None, incomplete: bo
     if error:
         return f"0 of {checks['planned']} checks ran: the audit ended in an error"
     parts = [f"{checks['passed']} passed", f"{checks['failed']} failed"]
-    if checks["warned"]:
-        parts[0] += f" ({checks['warned']} with warnings)"
+    kinds = [("warned", "with warnings"), ("known", "known since the baseline")]
+    if remarks := [f"{checks[kind]} {words}" for kind, words in kinds if checks.get(kind)]:
+        parts[0] += f" ({', '.join(remarks)})"
     if checks["skipped"]:
         parts.append(f"{checks['skipped']} with nothing to judge")
     ran = f"{checks['run'] + checks['skipped']} of {checks['planned']} checks ran"

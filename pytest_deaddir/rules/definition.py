@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_deaddir.tables import COLUMNS, LEVELS, Level, Row
+from pytest_deaddir.tables import COLUMNS, COMPARED, LEVELS, Level, Row
 
 if TYPE_CHECKING:
     from pytest_deaddir.rules.python import RowView
@@ -60,9 +60,14 @@ class Rule:
         columns = COLUMNS[self.table]
         return max([self.lowest, *(columns[c] for c in (*self.where, *self.require))], key=LEVELS.index)
 
-    def applies_at(self, level: Level) -> bool:
-        """Whether an audit at ``level`` fills what the rule needs."""
-        return LEVELS.index(self.level) <= LEVELS.index(level)
+    @property
+    def compares(self) -> bool:
+        """Whether it judges by what only a comparison with a baseline fills."""
+        return not COMPARED[self.table].isdisjoint((*self.where, *self.require))
+
+    def applies_at(self, level: Level, compared: bool) -> bool:
+        """Whether an audit at ``level`` fills what the rule needs. ``compared``: whether it has a baseline."""
+        return LEVELS.index(self.level) <= LEVELS.index(level) and (compared or not self.compares)
 
     @property
     def place(self) -> str:

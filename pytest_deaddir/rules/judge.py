@@ -29,18 +29,21 @@ class Verdict:
 
     @property
     def open(self) -> list[Row]:
-        """The findings that nobody accepted."""
-        return [finding for finding in self.findings if finding["suppressed"] is None]
+        """The findings that nobody accepted, and that no baseline holds."""
+        return [finding for finding in self.findings if finding["suppressed"] is None and not finding["known"]]
 
     @property
     def outcome(self) -> str:
-        """failed (a finding of a severity that fails) | warned | passed | skipped."""
+        """failed (a finding of a severity that fails) | warned | known (findings that a baseline holds, and no others) |
+        passed | skipped."""
         if self.outdated:
             return "failed"
         if self.skipped is not None:
             return "skipped"
-        if not self.open or self.rule.severity == "info":
+        if self.rule.severity == "info":
             return "passed"
+        if not self.open:
+            return "known" if any(finding["known"] for finding in self.findings) else "passed"
         return "failed" if SEVERITIES.index(self.rule.severity) <= SEVERITIES.index(self.fail_on) else "warned"
 
     def suppressing(self, suppressions: Sequence[Suppression], today: date) -> Verdict:
@@ -48,6 +51,10 @@ class Verdict:
         own = [s for s in suppressions if s.code == self.rule.code]
         findings = suppress(self.findings, own, today)
         return replace(self, findings=findings, outdated=tuple(outdated(findings, own, today)))
+
+    def taking_all(self) -> Verdict:
+        """The same where every finding is taken into the baseline."""
+        return replace(self, findings=[finding | {"known": True} for finding in self.findings])
 
 
 def evaluate(rule: Rule, audit: Audit, fail_on: str = "error") -> Verdict:
@@ -112,7 +119,27 @@ def _finding(rule: Rule, row: Row, message: str, measured: Row, limit: dict[str,
         "measured": measured,
         "limit": limit,
         "suppressed": None,
+        "known": _is_known(rule, row, measured, limit),
     }
+
+
+def _is_known(rule: Rule, row: Row, measured: Row, limit: dict[str, Any]) -> bool:
+    """Whether the baseline holds this finding: the same rule at the same place, by the same columns and no worse.
+
+    Of counts none may be worse, and lists may hold nothing more. Other numbers are measured, and never twice the same.
+    """
+    held = (row.get("baseline_findings") or {}).get(rule.code)
+    if held is None:
+        return False
+    return all(column in held and not _is_worse(measured[column], held[column], limit[column]) for column in limit)
+
+
+def _is_worse(value: Any, held: Any, limits: dict[str, Any]) -> bool:
+    if isinstance(value, list) and isinstance(held, list):
+        return any(item not in held for item in value)
+    if type(value) is int and type(held) is int:
+        return ("max" in limits and value > held) or ("min" in limits and value < held)
+    return False
 
 
 def _name(row: Row) -> Any:
@@ -149,7 +176,7 @@ def formatted(message: str, values: Row) -> str:
             parts.append(_fitted(value, spec or ""))
         elif isinstance(value, list):
             shown = [format(v, ".3g") if isinstance(v, float) else str(v) for v in value[:8]]
-            parts.append(", ".join(shown) + (", …" if len(value) > 8 else ""))
+            parts.append((", ".join(shown) or "none") + (", …" if len(value) > 8 else ""))
         else:
             parts.append(str(value))
     return "".join(parts)
@@ -164,13 +191,14 @@ def _fitted(value: int | float, spec: str) -> str:
 
 def judge(audit: Audit, rules: Sequence[Rule], fail_on: str = "error") -> Audit:
     """The audit with the findings of every rule that its level can answer, and the counts of the checks."""
-    applicable = [rule for rule in rules if rule.applies_at(audit.model["level"])]
+    compared = audit.model.get("baseline") is not None
+    applicable = [rule for rule in rules if rule.applies_at(audit.model["level"], compared)]
     verdicts = [evaluate(rule, audit, fail_on) for rule in applicable]
     outcomes = [verdict.outcome for verdict in verdicts]
     checks = {
         "planned": len(applicable),
         "run": len(applicable) - outcomes.count("skipped"),
-        **{outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "warned", "skipped")},
+        **{outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "warned", "known", "skipped")},
     }
-    checks["passed"] += checks["warned"]
+    checks["passed"] += checks["warned"] + checks["known"]
     return replace(audit, findings=[f for verdict in verdicts for f in verdict.findings], checks=checks)

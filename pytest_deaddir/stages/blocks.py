@@ -57,6 +57,7 @@ def block_rows(stream: StreamTaps, sites: Mapping[str, NormSite], default_dtype:
             known, facts["deflated"] = here
         else:
             facts["deflated"] = rows[-2]["deflated"]
+        facts["deflated_dimension"] = known.shape[1]
         dtype = facts["dtype"] = dtype_of(tap, default_dtype)
         found = spectrum(tap.rows, dtype, solver=solver, without=known)
         smallest = float(found.values[0])

@@ -19,10 +19,13 @@ LLAMA = (
 )
 #: A trained GPT-2 with its tokenizer, of width 128.
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-gpt2"
-_RULES = load_rules([shipped_rules()])
+_ALL_RULES = load_rules([shipped_rules()])
+_RULES = [rule for rule in _ALL_RULES if not rule.compares]
 #: The names of a model's items at each level; the catalogue may grow.
 READ_ITEMS = ["discovery", *(rule.code for rule in _RULES if rule.level == "read")]
 FORWARD_ITEMS = ["discovery", *(rule.code for rule in _RULES if rule.level != "full")]
+#: What comes beside a baseline at level read.
+COMPARED_ITEMS = [rule.code for rule in _ALL_RULES if rule.compares and rule.level == "read"]
 #: How many checks a model has at level read.
 CHECKS = len(READ_ITEMS) - 1
 

@@ -58,6 +58,7 @@ def test_tiny_scales_warn_of_dead_coordinates_and_nothing_else(audit, checkpoint
         "passed": CHECKS,
         "failed": 0,
         "warned": 1,
+        "known": 0,
         "skipped": 0,
     }
 

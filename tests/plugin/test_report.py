@@ -19,7 +19,7 @@ def test_the_report_has_the_tables_with_every_column(audit, checkpoint):
     assert set(model) == {"model", "norms", "blocks", "findings", "checks"}
     assert set(model["model"]) == set(COLUMNS["model"])
     assert all(set(norm) == set(COLUMNS["norms"]) for norm in model["norms"])
-    assert set(model["checks"]) == {"planned", "run", "passed", "failed", "warned", "skipped"}
+    assert set(model["checks"]) == {"planned", "run", "passed", "failed", "warned", "known", "skipped"}
     assert model["findings"] == [
         {
             "code": "DD001",
@@ -32,6 +32,7 @@ def test_the_report_has_the_tables_with_every_column(audit, checkpoint):
             "measured": {"gamma_nonfinite": 1},
             "limit": {"gamma_nonfinite": {"max": 0}},
             "suppressed": None,
+            "known": False,
         }
     ]
 

@@ -139,10 +139,10 @@ def _block(index, path, ratio, inconclusive=""):
 def _finding(code, severity, table, path, message, suppressed=None):
     rule = {"code": code, "name": f"rule-{code.lower()}", "severity": severity, "confidence": "measured"}
     where = {"table": table, "path": path, "message": message, "measured": {}, "limit": {}}
-    return rule | where | {"suppressed": suppressed}
+    return rule | where | {"suppressed": suppressed, "known": False}
 
 
 def _entry(model, norms, blocks, findings, planned, label):
-    checks = {"planned": planned, "run": planned, "passed": planned, "failed": 0, "warned": 0, "skipped": 0}
+    checks = {"planned": planned, "run": planned, "passed": planned, "failed": 0, "warned": 0, "known": 0, "skipped": 0}
     tables = {"model": model, "norms": norms, "blocks": blocks, "findings": findings, "checks": checks}
     return tables | {"label": label}

@@ -28,6 +28,7 @@ _VALUES = {
     "texts": st.lists(_TEXT, max_size=3),
     "integers": st.lists(_INTEGER, max_size=3),
     "numbers": st.lists(_NUMBER, max_size=3),
+    "objects by name": st.dictionaries(_TEXT, st.dictionaries(_TEXT, _NUMBER, max_size=2), max_size=2),
     "texts by name": st.dictionaries(_TEXT, _TEXT, max_size=3),
     "numbers by name": st.dictionaries(_TEXT, _NUMBER, max_size=3),
     "integers by name": st.dictionaries(_TEXT, st.none() | _INTEGER, max_size=3),

@@ -87,6 +87,7 @@ def test_a_finding_shows_what_the_function_looked_at(outlier):
             "measured": {"gamma_max": 80.0, "gamma_median": 1.0},
             "limit": {},
             "suppressed": None,
+            "known": False,
         }
     ]
 
