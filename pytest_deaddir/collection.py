@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from pytest_deaddir.session import DISCOVERY, STATE, State, attach
 
 if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule, Verdict
-    from pytest_deaddir.settings import Subject
+    from pytest_deaddir.settings import Plan, Subject
     from pytest_deaddir.tables import Audit, Row
 
 
@@ -110,6 +110,7 @@ class AuditItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Our own errors as text; any other is a bug of ours or of the model's code and keeps its traceback."""
         from pytest_deaddir.errors import DeaddirError
+        from pytest_deaddir.shared import ToldError
 
         start = self.config.invocation_params.dir
         rerun = f"re-run    {self.parent.subject.rerun(self.name, start)}"
@@ -119,17 +120,15 @@ class AuditItem(pytest.Item):
 
             lines = [line for finding in excinfo.value.findings for line in finding_lines(finding)]
             return "\n".join([*lines, *map(escaped, excinfo.value.outdated), rerun])
-        if isinstance(excinfo.value, DeaddirError):
+        if isinstance(excinfo.value, (DeaddirError, ToldError)):
             return f"{error_text(excinfo.value)}\n{rerun}"
         return super().repr_failure(excinfo, style)
 
-    def report(self, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
+    def report(self, report: pytest.TestReport) -> None:
         """Put on the call's report what the controller needs."""
         from pytest_deaddir.errors import DeaddirError
 
-        error = call.excinfo.value if call.excinfo else None
-        measurements = self.config.stash[STATE].measurements
-        unmeasured = report.failed and measurements.done(self.parent.subject.plan) is None
+        error = self.config.stash[STATE].measurements.error(self.parent.subject.plan)
         attach(
             report,
             label=self.parent.nodeid,
@@ -139,7 +138,7 @@ class AuditItem(pytest.Item):
             findings=self._findings(),
             audit=self._audit_once(),
             anchor=self.parent.anchor,
-            error=(str(error) if isinstance(error, DeaddirError) else repr(error)) if unmeasured else None,
+            error=error and (str(error) if isinstance(error, DeaddirError) else repr(error)),
         )
 
     def _findings(self) -> list[Row]:
@@ -166,6 +165,19 @@ def lies_in_a_checkpoint(path: Path, state: State) -> bool:
     """
     here = state.settings.start.resolve()
     return any(path.resolve().is_relative_to(home) and not here.is_relative_to(home) for home in state.homes)
+
+
+def plans_of(items: Iterable[pytest.Item]) -> Iterator[Plan]:
+    """What checks and tests with our fixtures will ask for."""
+    from pytest_deaddir.settings import Subject
+
+    for item in items:
+        if isinstance(item, AuditItem):
+            yield item.parent.subject.plan
+        elif isinstance(item, pytest.Function) and "deaddir_audit" in item.fixturenames:
+            subject = item.callspec.params["deaddir_model"]
+            if isinstance(subject, Subject):  # none where there is no model, and the test is skipped
+                yield subject.plan
 
 
 def error_text(error: Exception) -> str:

@@ -53,6 +53,7 @@ def _parametrize(metafunc: pytest.Metafunc) -> None:
     if "norm_site" not in metafunc.fixturenames:
         metafunc.parametrize("deaddir_model", list(subjects.values()), ids=list(subjects), indirect=True)
         return
+    state.measurements.expect(subject.plan for subject in subjects.values())
     cases = []
     for label, subject in subjects.items():
         for path in _site_paths(state, subject, wanted):

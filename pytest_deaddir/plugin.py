@@ -147,7 +147,10 @@ class AuditRun:
         return True if left_out or lies_in_a_checkpoint(collection_path, self.state) else None
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
+        from pytest_deaddir.collection import plans_of
+
         self.state.results.plan([item.nodeid for item in session.items])
+        self.state.measurements.expect(plans_of(session.items))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -157,7 +160,7 @@ class AuditRun:
 
         report = yield
         if isinstance(item, AuditItem) and call.when == "call":
-            item.report(report, call)
+            item.report(report)
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

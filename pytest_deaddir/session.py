@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import pytest
 
 from pytest_deaddir.options import GATE
 from pytest_deaddir.settings import Settings, read_settings
+from pytest_deaddir.shared import Shared
 
 if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule
@@ -24,41 +26,78 @@ DISCOVERY = "discovery"
 
 
 class Measurements:
-    """Audits by what was measured and how, or the error that each ended in."""
+    """Audits by what was measured and how, or the error that each ended in. ``shared``: with other workers of xdist's."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Shared | None = None) -> None:
         self._results: dict[Plan, Audit | Exception] = {}
+        self._shared = shared
+        self._expected: dict[Plan, None] = {}
+
+    def expect(self, plans: Iterable[Plan]) -> None:
+        """Note what this run will ask for, so that a worker that would wait for another has something to do."""
+        self._expected |= dict.fromkeys(replace(plan, baseline=None) for plan in plans)
 
     def audit(self, plan: Plan) -> Audit:
         """Measure, unless that was done. The same error is raised again to everyone who asks."""
-        from pytest_deaddir.api import measure
-
         if plan not in self._results:
-            try:
-                measured = measure(
-                    plan.spec,
-                    level=plan.level,
-                    inputs=plan.inputs,
-                    device=plan.device,
-                    dtype=plan.dtype,
-                    samples=plan.samples,
-                    batch_size=plan.batch_size,
-                    sites=plan.sites,
-                    solver=plan.solver or "inverse",
-                )
-                self._results[plan] = plan.baseline.beside(measured, self.audit) if plan.baseline else measured
-            except Exception as error:
-                self._results[plan] = error
-                raise
+            self._results[plan] = self._compared(plan) if plan.baseline else self._measured(plan)
         result = self._results[plan]
         if isinstance(result, Exception):
             raise result
         return result
 
+    def _compared(self, plan: Plan) -> Audit | Exception:
+        """The audit beside its baseline; what was measured is the same as without one."""
+        assert plan.baseline is not None
+        try:
+            return plan.baseline.beside(self.audit(replace(plan, baseline=None)), self.audit)
+        except Exception as error:
+            return error
+
+    def _measured(self, plan: Plan) -> Audit | Exception:
+        return _measured(plan) if self._shared is None else self._agreed(plan, self._shared)
+
+    def _agreed(self, plan: Plan, shared: Shared) -> Audit | Exception:
+        """Measured here or by another worker; while that one is at it, this one measures what nobody has begun."""
+        others = [other for other in self._expected if other != plan and other not in self._results]
+        while True:
+            result = shared.outcome(repr(plan), lambda: _measured(plan), wait=not others)
+            if result is not None:
+                return result
+            other = others.pop(0)
+            found = shared.outcome(repr(other), functools.partial(_measured, other), wait=False)
+            if found is not None:
+                self._results[other] = found
+
     def done(self, plan: Plan) -> Audit | None:
         """The audit, if it was made."""
         result = self._results.get(plan)
         return None if isinstance(result, Exception) else result
+
+    def error(self, plan: Plan) -> Exception | None:
+        """What measuring ended in, if it was not an audit."""
+        result = self._results.get(plan)
+        return result if isinstance(result, Exception) else None
+
+
+def _measured(plan: Plan) -> Audit | Exception:
+    """The audit, or the error that it ended in."""
+    from pytest_deaddir.api import measure
+
+    try:
+        return measure(
+            plan.spec,
+            level=plan.level,
+            inputs=plan.inputs,
+            device=plan.device,
+            dtype=plan.dtype,
+            samples=plan.samples,
+            batch_size=plan.batch_size,
+            sites=plan.sites,
+            solver=plan.solver or "inverse",
+        )
+    except Exception as error:
+        return error
 
 
 @dataclass
@@ -227,5 +266,5 @@ def state_of(config: pytest.Config) -> State:
     """The run's state, made on first use. Raises pytest.UsageError where the options are wrong."""
     if STATE not in config.stash:
         settings = read_settings(config)
-        config.stash[STATE] = State(config, settings, Measurements(), Results(settings))
+        config.stash[STATE] = State(config, settings, Measurements(Shared.of(config)), Results(settings))
     return config.stash[STATE]

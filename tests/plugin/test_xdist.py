@@ -117,3 +117,100 @@ def test_a_crashed_worker_leaves_a_run_that_is_not_called_a_pass(pytester, check
     result.stdout.fnmatch_lines([f"{CHECKS - 1} of {CHECKS} checks ran*NOT A PASS*"])
     (model,) = report_of("out.json")
     assert (model["checks"]["planned"], model["checks"]["run"]) == (CHECKS, CHECKS - 1)
+
+
+# --- one measurement for all workers ----------------------------------------------------------------------------------
+
+#: Notes which worker measures what, and lets a test say what becomes of the measuring.
+COUNTING = """
+    import os, time
+    import pytest_deaddir.api
+
+    plain = pytest_deaddir.api.measure
+
+    def measure(subject, **options):
+        with open("measured.txt", "a") as file:
+            file.write(f"{os.environ.get('PYTEST_XDIST_WORKER')} {subject.text}\\n")
+        time.sleep(0.2)  # so that the other worker asks meanwhile
+        %s
+        return plain(subject, **options)
+
+    pytest_deaddir.api.measure = measure
+"""
+
+
+@pytest.fixture
+def measured(pytester):
+    """Plant what is to happen while a model is measured; gives (worker, model) of every time that one is."""
+
+    def plant(happens="pass"):
+        pytester.makeconftest(COUNTING % happens)
+
+    def seen():
+        return [tuple(line.split()) for line in (pytester.path / "measured.txt").read_text().splitlines()]
+
+    plant.seen = seen
+    return plant
+
+
+@pytest.mark.parametrize("distribution", ["load", "each"])
+def test_each_model_is_measured_by_one_worker(pytester, checkpoint, measured, distribution):
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        checkpoint(name)
+    measured()
+    pytester.makepyfile("def test_one(deaddir_audit): pass\ndef test_two(norm_site): pass")
+    options = [*(f"--deaddir-model={name}" for name in names), "--deaddir-level=read", "-n", "2"]
+    result = pytester.runpytest_subprocess(*options, f"--dist={distribution}")
+    workers = 2 if distribution == "each" else 1
+    result.assert_outcomes(passed=workers * 4 * (len(READ_ITEMS) + 1 + 3))
+    assert sorted(model for _, model in measured.seen()) == names
+
+
+#: While a model is measured: wait until two are.
+BOTH = "while open('measured.txt').read().count('gw') < 2: time.sleep(0.02)"
+
+
+@pytest.mark.parametrize("test", ["", "def test_one(norm_site): pass"], ids=["in the run", "in collection"])
+def test_a_worker_that_would_wait_measures_another_model(pytester, checkpoint, measured, test):
+    checkpoint("a")
+    checkpoint("b")
+    measured(BOTH)
+    pytester.makepyfile(test)
+    options = ["--deaddir-model=a", "--deaddir-model=b", "--deaddir-level=read", "-n", "2"]
+    assert pytester.runpytest_subprocess(*options, timeout=60).ret == 0
+    workers, models = zip(*measured.seen(), strict=True)
+    assert (sorted(workers), sorted(models)) == (["gw0", "gw1"], ["a", "b"])
+
+
+def test_a_bug_in_one_worker_is_told_whole_by_the_one_that_reports_it(pytester, checkpoint, measured):
+    checkpoint()
+    measured("raise ZeroDivisionError('planted')")
+    result = pytester.runpytest_subprocess("--deaddir-model=m", "--deaddir-level=read", "-n", "2")
+    result.assert_outcomes(failed=1, skipped=CHECKS)
+    assert len(measured.seen()) == 1
+    result.stdout.fnmatch_lines(["*ZeroDivisionError: planted", "*m: not audited: ZeroDivisionError('planted')"])
+
+
+def test_a_worker_killed_while_it_measures_neither_hangs_the_other_nor_is_followed_by_it(
+    pytester, checkpoint, measured
+):
+    checkpoint()
+    measured("os.kill(os.getpid(), 9)")
+    result = pytester.runpytest_subprocess("--deaddir-model=m", "--deaddir-level=read", "-n", "2", timeout=60)
+    assert result.ret == 1
+    assert len(measured.seen()) == 1
+    shown = result.stdout.str()
+    assert re.search(r"worker 'gw\d' crashed while running", shown)
+    assert re.search(r"^m: not audited: the worker gw\d ended while it measured this", shown, flags=re.MULTILINE)
+    result.stdout.fnmatch_lines([f"0 of {CHECKS} checks ran: the audit ended in an error"])
+
+
+def test_workers_without_a_folder_in_common_measure_for_themselves(pytester, checkpoint, measured):
+    checkpoint()
+    measured()
+    result = pytester.runpytest_subprocess(
+        "--deaddir-model=m", "--deaddir-level=read", "-n", "2", "-p", "no:tmpdir", "-p", "no:legacypath"
+    )
+    result.assert_outcomes(passed=len(READ_ITEMS))
+    assert len(measured.seen()) == 2
