@@ -24,6 +24,7 @@ MODELS = 4
 BAR = 1.5
 CONFTEST = """
 import pytest_deaddir.api
+import pytest_deaddir.source.load
 
 def counted(module, name):
     plain = getattr(module, name)
@@ -36,12 +37,7 @@ def counted(module, name):
     setattr(module, name, call)
 
 counted(pytest_deaddir.api, "measure")
-
-def pytest_runtestloop(session):
-    if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", None):
-        import pytest_deaddir.source.load
-
-        counted(pytest_deaddir.source.load, "load")
+counted(pytest_deaddir.source.load, "load")
 """
 
 
