@@ -129,6 +129,22 @@ def measure(
     return result
 
 
+def batches(
+    spec: Spec, *, inputs: Any, device: str, dtype: str | None, samples: int | None, batch_size: int | None
+) -> list[Mapping[str, Any]]:
+    """What :func:`measure` feeds ``spec`` at the level forward: the arguments of each batch by name, where the model ran.
+
+    A forward pass is made to see how many batches are taken. Arguments and errors are those of :func:`measure`.
+    """
+    check_level(spec, "forward")
+    from pytest_deaddir.source.inputs import prepare
+    from pytest_deaddir.source.load import load
+    from pytest_deaddir.stages.forward import batches_fed
+
+    model = load(spec, device, dtype)
+    return batches_fed(model, prepare(model, inputs, 0, batch_size), samples)
+
+
 def read(spec: str | Path | Spec, *, dtype: str | None = None, sites: str | None = None) -> Audit:
     """What a checkpoint's parameters say, without torch (safetensors) and without a forward pass.
 
@@ -152,12 +168,14 @@ def check_level(spec: Spec, level: Level) -> None:
         require_torch(f"{spec.text}: --deaddir-level {level}")
 
 
-def probe(module: nn.Module, features: int | None = None, shape: tuple[int, ...] | None = None) -> NormProbe:
+def probe(
+    module: nn.Module, features: int | None = None, shape: tuple[int, ...] | None = None, arguments: Any = None
+) -> NormProbe:
     """Decide what norm a module is by running a copy of it; see :func:`pytest_deaddir.discovery.probe.probe`."""
     require_torch("probe()")
     from pytest_deaddir.discovery.probe import probe as probe_module
 
-    return probe_module(module, features, shape)
+    return probe_module(module, features, shape, arguments)
 
 
 def discover(module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...] | None = None) -> Discovery:

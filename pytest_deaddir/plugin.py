@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 pytest_plugins = ("pytest_deaddir.fixtures",)
 
 _MARKER = (
-    "deaddir(model=None, kind=None, role=None, level=None): the model a test audits, and which norms `norm_site` visits"
+    "deaddir(model=None, level=None, dtype=None, kind=None, role=None, stack=None, rules=None): "
+    "the model that a test audits and how, which norms and blocks it visits, and the rules that judge"
 )
 
 
@@ -164,7 +165,10 @@ class AuditRun:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.state.results.take(report)
+        config = self.state.config
+        for model, finding in self.state.results.take(report):
+            if not hasattr(config, "workerinput"):
+                config.hook.pytest_deaddir_finding(config=config, model=model, finding=finding)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +26,13 @@ DISCOVERY = "discovery"
 
 
 class Measurements:
-    """Audits by what was measured and how, or the error that each ended in. ``shared``: with other workers of xdist's."""
+    """Audits by what was measured and how, or the error that each ended in. With xdist's other workers they are shared."""
 
-    def __init__(self, shared: Shared | None = None) -> None:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._shared = Shared.of(config)
         self._results: dict[Plan, Audit | Exception] = {}
-        self._shared = shared
+        self._batches: dict[Plan, list[Mapping[str, Any]]] = {}
         self._expected: dict[Plan, None] = {}
 
     def expect(self, plans: Iterable[Plan]) -> None:
@@ -40,7 +42,7 @@ class Measurements:
     def audit(self, plan: Plan) -> Audit:
         """Measure, unless that was done. The same error is raised again to everyone who asks."""
         if plan not in self._results:
-            self._results[plan] = self._compared(plan) if plan.baseline else self._measured(plan)
+            self._results[plan] = self._compared(plan) if plan.baseline else self._agreed(plan)
         result = self._results[plan]
         if isinstance(result, Exception):
             raise result
@@ -54,20 +56,61 @@ class Measurements:
         except Exception as error:
             return error
 
-    def _measured(self, plan: Plan) -> Audit | Exception:
-        return _measured(plan) if self._shared is None else self._agreed(plan, self._shared)
-
-    def _agreed(self, plan: Plan, shared: Shared) -> Audit | Exception:
+    def _agreed(self, plan: Plan) -> Audit | Exception:
         """Measured here or by another worker; while that one is at it, this one measures what nobody has begun."""
+        shared = self._shared
+        if shared is None:
+            return self._measured(plan)
         others = [other for other in self._expected if other != plan and other not in self._results]
         while True:
-            result = shared.outcome(repr(plan), lambda: _measured(plan), wait=not others)
+            result = shared.outcome(repr(plan), lambda: self._measured(plan), wait=not others)
             if result is not None:
                 return result
             other = others.pop(0)
-            found = shared.outcome(repr(other), functools.partial(_measured, other), wait=False)
+            found = shared.outcome(repr(other), functools.partial(self._measured, other), wait=False)
             if found is not None:
                 self._results[other] = found
+
+    def _measured(self, plan: Plan) -> Audit | Exception:
+        """The audit, or the error that it ended in."""
+        from pytest_deaddir.api import measure
+
+        try:
+            return measure(
+                plan.spec,
+                level=plan.level,
+                inputs=self._inputs(plan),
+                device=plan.device,
+                dtype=plan.dtype,
+                samples=plan.samples,
+                batch_size=plan.batch_size,
+                sites=plan.sites,
+                solver=plan.solver or "inverse",
+            )
+        except Exception as error:
+            return error
+
+    def _inputs(self, plan: Plan) -> Any:
+        """Those of the option, else of the hook, else None."""
+        if plan.inputs is not None or plan.level == "read":
+            return plan.inputs
+        return self._config.hook.pytest_deaddir_inputs(config=self._config, spec=plan.spec.text)
+
+    def batches(self, plan: Plan) -> list[Mapping[str, Any]]:
+        """What the subject is fed in its forward pass. Raises as measuring does."""
+        from pytest_deaddir.api import batches
+
+        plan = replace(plan, level="forward")
+        if plan not in self._batches:
+            self._batches[plan] = batches(
+                plan.spec,
+                inputs=self._inputs(plan),
+                device=plan.device,
+                dtype=plan.dtype,
+                samples=plan.samples,
+                batch_size=plan.batch_size,
+            )
+        return self._batches[plan]
 
     def done(self, plan: Plan) -> Audit | None:
         """The audit, if it was made."""
@@ -78,26 +121,6 @@ class Measurements:
         """What measuring ended in, if it was not an audit."""
         result = self._results.get(plan)
         return result if isinstance(result, Exception) else None
-
-
-def _measured(plan: Plan) -> Audit | Exception:
-    """The audit, or the error that it ended in."""
-    from pytest_deaddir.api import measure
-
-    try:
-        return measure(
-            plan.spec,
-            level=plan.level,
-            inputs=plan.inputs,
-            device=plan.device,
-            dtype=plan.dtype,
-            samples=plan.samples,
-            batch_size=plan.batch_size,
-            sites=plan.sites,
-            solver=plan.solver or "inverse",
-        )
-    except Exception as error:
-        return error
 
 
 @dataclass
@@ -164,8 +187,8 @@ class Results:
             if label in self.models and name not in self.models[label].planned:
                 self.models[label].planned.append(name)
 
-    def take(self, report: pytest.TestReport) -> None:
-        """Take what :func:`attach` put on a report."""
+    def take(self, report: pytest.TestReport) -> Iterator[tuple[str, Row]]:
+        """Take what :func:`attach` put on a report; gives the findings, each with its model's label."""
         raw = getattr(report, "deaddir", None)
         if raw is None or report.when != "call":
             return
@@ -179,6 +202,8 @@ class Results:
         result.anchor = message["anchor"]
         if report.skipped and isinstance(report.longrepr, tuple):
             result.skips[message["name"]] = report.longrepr[2].removeprefix("Skipped: ")
+        for finding in message["findings"]:
+            yield message["label"], finding
 
     @property
     def reported(self) -> dict[str, ModelResult]:
@@ -196,7 +221,7 @@ class Results:
         from pytest_deaddir.report import github
 
         for path in self.settings.reports:
-            report.write(path, self.entries, rules)
+            report.write(path, self.entries, rules, self.settings.formats)
         github.append_summary(self.entries)
 
 
@@ -266,5 +291,5 @@ def state_of(config: pytest.Config) -> State:
     """The run's state, made on first use. Raises pytest.UsageError where the options are wrong."""
     if STATE not in config.stash:
         settings = read_settings(config)
-        config.stash[STATE] = State(config, settings, Measurements(Shared.of(config)), Results(settings))
+        config.stash[STATE] = State(config, settings, Measurements(config), Results(settings))
     return config.stash[STATE]

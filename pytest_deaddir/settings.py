@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,12 +113,14 @@ class Subject:
 @dataclass(frozen=True)
 class Settings:
     """What one run audits. ``subjects``: of the command line and the ini-file, by label, in the order given; ``start``:
-    where pytest was called; ``how``: what is asked for of whatever is measured, as :func:`measuring` gives it."""
+    where pytest was called; ``how``: what is asked for of whatever is measured, as :func:`measuring` gives it; ``formats``:
+    what renders reports that are not ours, by suffix."""
 
     subjects: dict[str, Subject]
     how: Mapping[str, Any]
     rules: RuleChoice
     reports: tuple[Path, ...]
+    formats: Mapping[str, Callable[..., str]]
     junit_properties: bool
     only: bool
     start: Path
@@ -223,9 +225,13 @@ def read_settings(config: pytest.Config) -> Settings:
     problems: list[str] = []
     given = Given.of(config, problems)
     reports = list(given.paths("report").values())
+    formats: dict[str, Any] = {}
+    for more in config.hook.pytest_deaddir_report_formats(config=config):
+        formats = {**more, **formats}
     for report in reports:
-        if report.suffix not in FORMATS:
-            problems.append(f"--deaddir-report {report.name}: the suffix must be one of {', '.join(FORMATS)}")
+        if report.suffix not in {*FORMATS, *formats}:
+            known = ", ".join({**FORMATS, **formats})
+            problems.append(f"--deaddir-report {report.name}: the suffix must be one of {known}")
         elif report.is_dir():
             problems.append(f"--deaddir-report {report}: is a folder")
         elif not report.parent.is_dir():
@@ -261,6 +267,7 @@ def read_settings(config: pytest.Config) -> Settings:
         how,
         rules,
         reports=tuple(reports),
+        formats=formats,
         junit_properties=bool(given.value("junit-properties").value),
         only=bool(given.value("only").value),
         start=config.invocation_params.dir,

@@ -8,6 +8,7 @@ parameters are replaced by random ones first, so that a scale that lies along an
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -52,15 +53,34 @@ class NormProbe:
     layout: tuple[int, ...] | None = None
 
 
-def probe(module: nn.Module, features: int | None = None, shape: tuple[int, ...] | None = None) -> NormProbe:
+def probe(
+    module: nn.Module,
+    features: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    arguments: Mapping[str, Any] | Callable[[torch.Tensor], Mapping[str, Any]] | None = None,
+) -> NormProbe:
     """Decide whether ``module`` is a LayerNorm, an RMSNorm or something else, and recover its γ and β.
 
     ``features``: the width to probe at, needed only where no parameter or attribute tells it (default then 64).
     ``shape``: of the inputs that it gets in use, whose rank settles what a norm of channels means.
+    ``arguments``: what its forward takes beside the tensor, by name, or a function of that tensor (float64) that gives it.
     The module is not changed and not run; a copy is. On the meta device the kind is found and γ, β are None.
     """
+    if arguments is not None:
+        module = _with_arguments(module, arguments)
     found = _kind_of(module, features, shape)
     return found if found.kind == "other" else _with_values(found, module)
+
+
+def _with_arguments(module: nn.Module, arguments: Any) -> nn.Module:
+    """A copy that brings the arguments itself."""
+
+    def bring(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return args, {**kwargs, **(arguments(args[0]) if callable(arguments) else arguments)}
+
+    copied = copy.deepcopy(module)
+    copied.register_forward_pre_hook(bring, with_kwargs=True)
+    return copied
 
 
 def probe_alike(module: nn.Module, shape: tuple[int, ...] | None = None) -> NormProbe:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,9 +22,20 @@ if TYPE_CHECKING:
 FORMATS = {".json": "json", ".md": "markdown", ".sarif": "sarif", ".csv": "csv", ".html": "html"}
 
 
-def write(path: Path, models: Sequence[dict[str, Any]], rules: Sequence[Rule] = ()) -> None:
-    """Write a report in the format of its suffix, whole or not at all: a reader never sees half a file."""
-    text = importlib.import_module(f"pytest_deaddir.report.{FORMATS[path.suffix]}").render(models, rules)
+def write(
+    path: Path,
+    models: Sequence[dict[str, Any]],
+    rules: Sequence[Rule] = (),
+    more: Mapping[str, Callable[..., str]] = MappingProxyType({}),
+) -> None:
+    """Write a report in the format of its suffix, whole or not at all: a reader never sees half a file.
+
+    ``more``: the ``render`` of formats that are not ours, by suffix; they come first.
+    """
+    render = more.get(path.suffix)
+    if render is None:
+        render = importlib.import_module(f"pytest_deaddir.report.{FORMATS[path.suffix]}").render
+    text = render(models, rules)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(text.encode("utf-8"))  # as it is: write_text would turn CSV's line ends into the system's

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from pytest_deaddir.discovery.discover import Discovery, NormSite, discover
 from pytest_deaddir.discovery.names import matched_paths
 from pytest_deaddir.discovery.probe import probe_alike
 from pytest_deaddir.errors import ModelError
-from pytest_deaddir.source.inputs import Inputs, moved, prepare, require_samples, samples_wanted
+from pytest_deaddir.source.inputs import Arguments, Inputs, moved, prepare, require_samples, samples_wanted
 from pytest_deaddir.source.load import Model
 from pytest_deaddir.stages.blocks import block_rows
 from pytest_deaddir.stages.measure import site_columns
@@ -137,6 +138,21 @@ def forward_pass(model: Model, inputs: Inputs, *, samples: int | None, sites: st
     if main is not None:
         run(model, inputs, place, list(norms.values()), streams, wanted, main)
     return Pass(found, inputs, place, norms, streams, main, wanted, sites)
+
+
+def batches_fed(model: Model, inputs: Inputs, samples: int | None) -> list[Mapping[str, Any]]:
+    """The batches that :func:`forward_pass` takes of the inputs, by argument name, where and in the dtype that it ran."""
+    taken: list[Arguments] = []
+
+    def noted(rows: int) -> Iterator[Arguments]:
+        for batch in inputs.batches(rows):
+            taken.append(batch)
+            yield batch
+
+    place = forward_pass(model, replace(inputs, batches=noted), samples=samples, sites="final").place
+    signature = inspect.signature(model.core.forward)
+    named = [batch if isinstance(batch, Mapping) else signature.bind(*batch).arguments for batch in taken]
+    return [moved(batch, *place) for batch in named]  # type: ignore[misc]  # of a mapping it gives a mapping
 
 
 def _main(found: Discovery, norms: dict[str, NormTap], streams: list[StreamTaps]) -> Tap | None:

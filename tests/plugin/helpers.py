@@ -13,6 +13,8 @@ from pytest_deaddir.rules import load_rules, shipped_rules
 
 #: Models that run at level forward within a fraction of a second.
 GPT2 = "random:gpt2?n_layer=1&n_embd=32&n_head=2&vocab_size=64&n_positions=64"
+#: The same with a stack of blocks, which takes more than one.
+DEEP_GPT2 = GPT2.replace("n_layer=1", "n_layer=3")
 LLAMA = (
     "random:llama?num_hidden_layers=1&hidden_size=32&num_attention_heads=2&num_key_value_heads=2"
     "&intermediate_size=64&vocab_size=64&max_position_embeddings=64"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import textwrap
-
 import pytest
 
 from plugin.helpers import READ_ITEMS, assert_refused, failed, outcomes, report_of, text_of
@@ -120,23 +117,6 @@ def test_every_mistake_of_every_source_is_told_at_once(audit, checkpoint, acme, 
 
 
 # --- the hook and entry points ----------------------------------------------------------------------------------------
-
-
-def test_the_override_in_the_hooks_docstring_runs_as_it_is(audit, checkpoint, pytester):
-    from pytest_deaddir import hookspecs
-
-    text = inspect.getdoc(hookspecs.pytest_deaddir_register_rules).partition("::\n\n")[2]
-    pytester.makeconftest(textwrap.dedent(text))
-    checkpoint()
-    result = audit()
-    assert outcomes(result)["m::ACME001"] == "passed"
-    result.stdout.fnmatch_lines(["deaddir rules: 1 from the hook pytest_deaddir_register_rules, * from the catalogue"])
-
-
-def test_the_hook_is_not_called_where_nothing_is_audited(pytester):
-    pytester.makeconftest("def pytest_deaddir_register_rules(config):\n    raise AssertionError\n")
-    pytester.makepyfile("def test_one(): pass")
-    assert pytester.runpytest_inprocess().ret == 0
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugin.helpers import GPT2, READ_ITEMS, assert_no_insides, failed, outcomes, text_of
+from plugin.helpers import DEEP_GPT2, GPT2, READ_ITEMS, assert_no_insides, failed, outcomes, text_of
 
 READ = "--deaddir-level=read"
 NORMS = ["transformer.h.0.ln_1", "transformer.h.0.ln_2", "transformer.ln_f"]
@@ -310,3 +310,183 @@ def test_norm_tests_are_the_same_on_every_worker(pytester, checkpoint):
     pytester.makepyfile("def test_one(norm_site): pass\ndef test_two(deaddir_audit): pass")
     result = pytester.runpytest_subprocess("--deaddir-model=m", READ, "-n", "2")
     result.assert_outcomes(passed=len(READ_ITEMS) + len(NORMS) + 1)
+
+
+# --- blocks, inputs, the device, and what the marker says of rules, stacks and dtypes ---------------------------------
+
+TWO_STACKS = (
+    "random:bart?encoder_layers=2&decoder_layers=2&d_model=32&encoder_attention_heads=2&decoder_attention_heads=2"
+    "&encoder_ffn_dim=32&decoder_ffn_dim=32&vocab_size=64&max_position_embeddings=64"
+)
+
+
+def test_a_test_of_blocks_runs_once_per_block_and_is_named_by_its_path(pytester, with_torch):
+    pytester.makepyfile(
+        test_mine="def test_one(residual_block, deaddir_audit): assert residual_block in deaddir_audit.blocks[1:]"
+    )
+    result = pytester.runpytest_inprocess(f"--deaddir-model={DEEP_GPT2}", "-k", "test_one")
+    assert outcomes(result) == {f"test_mine.py::test_one[h.{i}]": "passed" for i in range(3)}
+
+
+def test_a_layer_that_runs_several_times_is_several_blocks(pytester, with_torch):
+    spec = "random:albert?num_hidden_layers=3&hidden_size=32&embedding_size=16&num_attention_heads=2"
+    spec += "&intermediate_size=32&vocab_size=64&max_position_embeddings=64"
+    pytester.makepyfile(
+        test_mine="""
+        import pytest
+
+        seen = []
+
+        @pytest.mark.deaddir(stack="encoder.albert_layer_groups")
+        def test_one(residual_block):
+            seen.append(residual_block["index"])
+
+        def test_two():
+            assert seen == [0, 1, 2]
+        """
+    )
+    pytester.runpytest_inprocess(f"--deaddir-model={spec}", "-k", "test_mine").assert_outcomes(passed=4)
+
+
+def test_the_marker_chooses_norms_and_blocks_by_stack(pytester, with_torch):
+    pytester.makepyfile(
+        test_mine="""
+        import pytest
+
+        @pytest.mark.deaddir(stack="encoder.layers")
+        def test_blocks(residual_block):
+            assert residual_block["path"].startswith("encoder.layers.")
+
+        @pytest.mark.deaddir(stack=["encoder.layers"], kind="layernorm")
+        def test_both(norm_site, residual_block):
+            assert norm_site["path"].startswith("encoder.layers.")
+        """
+    )
+    result = pytester.runpytest_inprocess(f"--deaddir-model={TWO_STACKS}", "-k", "test_mine", "--strict-markers")
+    blocks = [f"encoder.layers.{i}" for i in range(2)]
+    norms = [f"{block}.{name}" for block in blocks for name in ("self_attn_layer_norm", "final_layer_norm")]
+    expected = {f"test_mine.py::test_blocks[{block}]" for block in blocks}
+    expected |= {f"test_mine.py::test_both[{norm}-{block}]" for norm in norms for block in blocks}
+    assert outcomes(result) == dict.fromkeys(expected, "passed")
+
+
+def test_a_model_with_no_such_row_is_skipped_with_its_name_beside_one_that_has_some(pytester, checkpoint):
+    checkpoint("a")
+    checkpoint("b", rms=True)
+    pytester.makepyfile("import pytest\n@pytest.mark.deaddir(kind='rmsnorm')\ndef test_one(norm_site): pass")
+    models = ["--deaddir-model=a", "--deaddir-model=b"]
+    result = pytester.runpytest_inprocess(*models, READ, "-k", "test_one", "-rs")
+    result.assert_outcomes(passed=3, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED * a has no norm_site as the deaddir marker wants it, at level read"])
+
+
+def test_no_block_at_the_level_read_is_a_skip_that_says_so(pytester, checkpoint):
+    checkpoint()
+    pytester.makepyfile("def test_one(residual_block): pass")
+    result = pytester.runpytest_inprocess("--deaddir-model=m", READ, "-k", "test_one", "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED * m has no residual_block *, at level read"])
+
+
+@pytest.mark.parametrize(
+    ("rules", "codes"),
+    [('"DD001"', ["DD001"]), ('["DD002", "DD003"]', ["DD002"]), ('"DD0"', ["DD001", "DD002"]), ('"DD006,DD008"', [])],
+)
+def test_the_marker_chooses_the_rules_that_judge_an_audit(pytester, checkpoint, rules, codes):
+    checkpoint(nan="transformer.ln_f", tiny="transformer.h.0.ln_1")
+    pytester.makepyfile(
+        test_mine=f"""
+        import pytest
+
+        @pytest.mark.deaddir(rules={rules})
+        def test_one(deaddir_audit):
+            assert [finding["code"] for finding in deaddir_audit.findings] == {codes}
+            assert deaddir_audit.checks["run"] > 0
+        """
+    )
+    result = pytester.runpytest_inprocess("--deaddir-model=m", READ, "--deaddir-ignore=DD001", "-k", "test_one")
+    assert outcomes(result) == {"test_mine.py::test_one[m]": "passed"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ('rules="DD9999"', "DD9999: no rule has this code"),
+        ("rules=7", "rules"),
+        ('dtype="int8"', "int8"),
+        ("stack=7", "stack"),
+    ],
+)
+def test_more_wrong_arguments_of_the_marker(pytester, checkpoint, argument, says):
+    checkpoint()
+    pytester.makepyfile(test_mine=f"import pytest\n@pytest.mark.deaddir({argument})\ndef test_one(deaddir_audit): pass")
+    result = pytester.runpytest_inprocess("--deaddir-model=m", READ)
+    assert says in text_of(result)
+    assert "test_mine.py::test_one" in text_of(result)
+    assert_no_insides(result)
+
+
+def test_the_inputs_are_what_the_model_was_fed(pytester, with_torch):
+    """Counted by hooks on another copy of the model: as many rows as the audit says it saw, and the same every time."""
+    pytester.makepyfile(
+        """
+        import torch
+
+        kept = []
+
+        def test_one(deaddir_inputs, deaddir_audit, deaddir_model):
+            from pytest_deaddir.source.load import load
+
+            model = load(deaddir_model.spec).module
+            rows = []
+            model.ln_f.register_forward_hook(lambda *call: rows.append(call[2].flatten(0, -2).shape[0]))
+            for batch in deaddir_inputs:
+                model(**batch)
+            assert sum(rows) == deaddir_audit.model["samples"]
+            kept.extend(deaddir_inputs)
+            deaddir_inputs[0].clear()
+
+        def test_two(deaddir_inputs):
+            assert [torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(kept[1:], deaddir_inputs[1:], strict=True)]
+            assert deaddir_inputs[0]
+        """
+    )
+    result = pytester.runpytest_inprocess(f"--deaddir-model={GPT2}", "--deaddir-batch-size=1", "-k", "test_")
+    result.assert_outcomes(passed=2)
+
+
+def test_inputs_by_position_get_their_names(pytester, with_torch):
+    pytester.makepyfile(
+        mine="""
+        import torch
+        from torch import nn
+
+        def make():
+            return nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), [(torch.randn(20, 8),), torch.randn(20, 8)]
+        """,
+        test_mine="""
+        def test_one(deaddir_inputs):
+            assert [batch["input"].shape for batch in deaddir_inputs] == [(20, 8), (20, 8)]
+            assert deaddir_inputs[0]["input"].dtype.is_floating_point
+        """,
+    )
+    result = pytester.runpytest_inprocess("--deaddir-model=mine:make", "--deaddir-dtype=bfloat16", "-k", "test_mine.py")
+    result.assert_outcomes(passed=1)
+
+
+def test_inputs_of_what_cannot_run_fail_the_test_in_words(pytester, checkpoint, with_torch):
+    checkpoint()
+    pytester.makepyfile("def test_one(deaddir_inputs): pass")
+    result = pytester.runpytest_inprocess("--deaddir-model=m/model.safetensors", READ, "-k", "test_one")
+    assert result.ret == 1
+    assert "has no architecture to run" in text_of(result)
+    assert_no_insides(result)
+
+
+def test_the_device_is_that_of_the_option(pytester, with_torch):
+    pytester.makepyfile("def test_one(deaddir_device): assert deaddir_device.type == 'cpu'")
+    pytester.runpytest_inprocess("--deaddir-device=cpu").assert_outcomes(passed=1)
+    result = pytester.runpytest_inprocess("--deaddir-device=mps")
+    result.assert_outcomes(errors=1)
+    assert "--deaddir-device mps: torch * sees no such device here".partition("*")[0] in text_of(result)
+    assert_no_insides(result)

@@ -1,0 +1,102 @@
+"""The tests that the documentation shows, run as they stand there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from plugin.helpers import DEEP_GPT2, EXAMPLE, outcomes
+from pytest_deaddir import fixtures
+
+DOCS = Path(__file__).parents[2] / "docs"
+API = (DOCS / "reference" / "api.md").read_text(encoding="utf-8").partition("## Fixtures")[2]
+FIXTURES = re.findall(r"^### `(\w+)`$", API, flags=re.MULTILINE)
+
+
+def example(text):
+    """The first block of Python."""
+    return re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1]
+
+
+def test_every_fixture_has_an_example():
+    ours = {name for name, value in vars(fixtures).items() if type(value).__name__ == "FixtureFunctionDefinition"}
+    assert set(FIXTURES) == ours
+    assert len(FIXTURES) == 7
+
+
+@pytest.mark.parametrize("fixture", FIXTURES)
+def test_the_example_of_a_fixture(pytester, with_torch, fixture):
+    pytester.makepyfile(test_it=example(API.partition(f"### `{fixture}`")[2]))
+    result = pytester.runpytest_inprocess(f"--deaddir-model={DEEP_GPT2}", "-k", "test_it.py", "--strict-markers")
+    assert result.ret == 0
+    assert set(outcomes(result).values()) == {"passed"}
+
+
+def test_the_example_of_the_marker(pytester, with_torch):
+    (pytester.path / "examples").symlink_to(EXAMPLE.parent)
+    pytester.makepyfile(test_it=example(API.partition("## The marker")[2]))
+    result = pytester.runpytest_inprocess(f"--deaddir-model={DEEP_GPT2}", "-k", "test_it.py", "--strict-markers")
+    assert result.ret == 0
+    assert [nodeid.partition("[")[0] for nodeid in outcomes(result)] == [
+        "test_it.py::test_one_model_whatever_the_command_line_says",
+        *["test_it.py::test_some_norms"] * 7,
+    ]
+
+
+def test_the_how_to_of_one_s_own_tests(pytester, with_torch):
+    """All four kinds of it run on a model with LayerNorms and one with RMSNorms, and find what is planted."""
+    (pytester.path / "examples").symlink_to(EXAMPLE.parent)
+    page = (DOCS / "how-to" / "write-your-own-tests.md").read_text(encoding="utf-8")
+    pytester.makepyfile(test_norms=example(page))
+    (command,) = re.findall(r"^    pytest (.*)$", page, flags=re.MULTILINE)
+    result = pytester.runpytest_inprocess(*command.split(), "-k", "test_norms", "--strict-markers")
+    result.assert_outcomes(passed=7 + 1 + 6 + 1, skipped=1 + 1)
+    # a norm that forgets the mean in the dtype that it is used in, and a block that loses a direction
+    pytester.makepyfile(
+        mine="""
+        import torch
+        from torch import nn
+
+        class Forgets(nn.LayerNorm):
+            def forward(self, x):
+                if x.dtype == torch.float64:
+                    return super().forward(x)
+                return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) + self.bias
+
+        class Block(nn.Module):
+            def __init__(self, kept):
+                super().__init__()
+                self.norm = nn.RMSNorm(32)
+                self.norm.weight.data[3] = 11.0
+                self.mix = nn.Linear(32, 32)
+                self.register_buffer("kept", torch.ones(32))
+                self.kept[:1] = kept
+
+            def forward(self, x):
+                return (x + self.mix(self.norm(x))) * self.kept
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.blocks = nn.ModuleList([Block(1.0), Block(1e-4), Block(1.0)])
+                self.norm = Forgets(32)
+
+            def forward(self, x):
+                for block in self.blocks:
+                    x = block(x)
+                return self.norm(x)
+
+        def make():
+            torch.manual_seed(0)
+            return Net(), torch.randn(400, 32)
+        """
+    )
+    broken = pytester.runpytest_inprocess("test_norms.py", "--deaddir-model=mine:make", "-k", "test_norms")
+    names = {nodeid.partition("::")[2].partition("[")[0] for nodeid, o in outcomes(broken).items() if o == "failed"}
+    assert names == {
+        "test_every_rmsnorm_of_my_model_is_tame",
+        "test_the_kernel_of_the_final_norm_is_dead_in_bf16",
+        "test_no_block_of_my_model_loses_the_least_singular_value",
+    }
