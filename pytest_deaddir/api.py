@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ def audit(
     batch_size: int | None = None,
     solver: str = "inverse",
     baseline: Audit | str | Path | nn.Module | None = None,
+    max_memory: str | None = None,
 ) -> Audit:
     """Measure a subject and judge it.
 
@@ -43,8 +45,9 @@ def audit(
     ``device``: auto, cpu, cuda or mps; a module stays where it is by default. ``dtype``: float64, float32, bfloat16 or
     float16; default the checkpoint's own. ``rules``: default the shipped ones. ``samples``: rows of activations, default
     4 × width. ``batch_size``: sequences of one forward pass, default as many as make about 2000 rows.
-    ``solver``: inverse, or svd for full decompositions of every tap. ``baseline``: an earlier audit to compare with, or
-    another subject to audit in the same way first; findings that it holds are marked ``known`` and fail no check.
+    ``solver``: inverse, or svd for full decompositions of every tap. ``max_memory``: what the weights may take, as for
+    ``--deaddir-max-memory``: 2GB, or cpu=2GB,0=20GB. ``baseline``: an earlier audit to compare with, or another subject to
+    audit in the same way first; findings that it holds are marked ``known`` and fail no check.
     Raises a :class:`~pytest_deaddir.errors.DeaddirError` that says what is wrong with the subject or the inputs.
     """
     from pytest_deaddir.rules import judge, load_rules, shipped_rules
@@ -58,6 +61,7 @@ def audit(
         "samples": samples,
         "batch_size": batch_size,
         "solver": solver,
+        "max_memory": max_memory,
     }
     rules = load_rules([shipped_rules()]) if rules is None else rules
     measured = measure(subject, **how)
@@ -81,6 +85,7 @@ def measure(
     batch_size: int | None = None,
     sites: str | None = None,
     solver: str = "inverse",
+    max_memory: str | None = None,
 ) -> Audit:
     """:func:`audit` without the judging: the tables are filled, ``findings`` and ``checks`` are empty."""
     if level not in LEVELS:
@@ -89,6 +94,8 @@ def measure(
         subject = parse_spec(str(subject))
     if isinstance(subject, Spec):
         check_level(subject, level)
+        if max_memory is not None and level != "read":
+            check_limited(subject)
         if level == "read":
             return read(subject, dtype=dtype, sites=sites)
     else:
@@ -111,18 +118,21 @@ def measure(
     parameters = None
     if isinstance(subject, Spec):
         parameters = read_stage(subject, dtype, download=True) if subject.has_files else None
-        model = load(subject, device or "auto", dtype)
+        model = load(subject, device or "auto", dtype, max_memory)
     elif level == "read":
         raise SpecError("a module has no files to read: use level forward")
+    elif max_memory is not None:
+        raise SpecError("a module is loaded already: max_memory is for what a spec names")
     elif device is None and dtype is None:
         model = wrap(subject)
     else:
         model = placed(wrap(copy.deepcopy(subject)), device, dtype)  # the caller's stays as it is
     loading = round(time.perf_counter() - started, 4)
     spec = subject.text if isinstance(subject, Spec) else model.name
-    result, done = forward_stage(model, parameters, spec=spec, **options)
-    if level == "full":
-        full_stage(model, result, done, seed=seed, solver=solver)
+    with closing(model):
+        result, done = forward_stage(model, parameters, spec=spec, **options)
+        if level == "full":
+            full_stage(model, result, done, seed=seed, solver=solver)
     if isinstance(subject, Spec):
         result.model["seconds"]["load"] = loading
         result.model["seed"] = seed if subject.seed is None else subject.seed
@@ -166,6 +176,12 @@ def check_level(spec: Spec, level: Level) -> None:
         raise SpecError(f"{spec.text}: a bare safetensors file has no architecture to run: use --deaddir-level read")
     if level != "read":
         require_torch(f"{spec.text}: --deaddir-level {level}")
+
+
+def check_limited(spec: Spec) -> None:
+    """Raise :class:`SpecError` where ``spec`` cannot be loaded within a limit of memory."""
+    if not spec.can_be_limited:
+        raise SpecError(f"{spec.text}: a limit of memory is only for directories, models on the hub and random:TYPE")
 
 
 def probe(

@@ -37,6 +37,7 @@ OPTIONS = {
     "samples": _NUMBER,
     "batch-size": _NUMBER,
     "baseline": _TEXT,
+    "max-memory": _TEXT,
     "rules": _WORDS,
     "select": _WORDS,
     "extend-select": _WORDS,

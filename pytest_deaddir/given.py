@@ -73,6 +73,20 @@ class Given:
             return None
         return None if given is None else int(given)
 
+    def memory(self, name: str) -> str | None:
+        """A limit of memory, as it was written."""
+        from pytest_deaddir.source.memory import parse_memory
+
+        given, _, where = self.value(name)
+        if given is None:
+            return None
+        try:
+            parse_memory(given)
+        except ValueError as error:
+            self.problems.append(f"{where} {given}: {error}")
+            return None
+        return str(given)
+
     def paths(self, name: str) -> dict[str, Path]:
         """Paths as they were written, and from where they start."""
         given, base, _ = self.value(name)

@@ -45,6 +45,9 @@ def add_options(parser: pytest.Parser) -> None:
     add("inputs", "PATH", "What to feed the model: text, .jsonl, tables, images, .wav, .npz (default: English text).")
     add("samples", "N", "Rows of activations to measure (default: 4 for each dimension of the width).")
     add("batch-size", "N", "Sequences of one forward pass (default: as many as make about 2000 rows).")
+    add(
+        "max-memory", "SIZE", "What the weights may take: 2GB, or cpu=2GB,0=20GB; the rest is offloaded (default: all)."
+    )
     add("rules", "PATH", "Rule file (.toml, .py) or folder, beside the shipped ones. Repeatable.", "linelist", "append")
     add("select", "CODES", "Judge by these rules alone, by code or prefix: DD1,ACME001.", "linelist", "append")
     add("extend-select", "CODES", "Judge by these rules as well.", "linelist", "append")

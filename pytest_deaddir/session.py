@@ -84,6 +84,7 @@ class Measurements:
                 dtype=plan.dtype,
                 samples=plan.samples,
                 batch_size=plan.batch_size,
+                max_memory=plan.max_memory,
                 sites=plan.sites,
                 solver=plan.solver or "inverse",
             )

@@ -37,6 +37,7 @@ class Plan:
     inputs: Path | None = None
     samples: int | None = None
     batch_size: int | None = None
+    max_memory: str | None = None
     baseline: Baseline | None = None
 
     @property
@@ -44,7 +45,8 @@ class Plan:
         """What was asked for, name and value, for another command line."""
         names = ("sites", "solver", "dtype", "inputs", "samples")
         given = [(name, getattr(self, name)) for name in names]
-        given += [("batch-size", self.batch_size), ("device", None if self.device == "auto" else self.device)]
+        given += [("batch-size", self.batch_size), ("max-memory", self.max_memory)]
+        given += [("device", None if self.device == "auto" else self.device)]
         given += [("baseline", self.baseline and self.baseline.written)]
         return [(name, value) for name, value in given if value is not None]
 
@@ -193,6 +195,7 @@ def measuring(given: Given) -> dict[str, Any]:
         "inputs": inputs,
         "samples": given.number("samples"),
         "batch_size": given.number("batch-size"),
+        "max_memory": given.memory("max-memory"),
     }
 
 
@@ -201,12 +204,14 @@ def plan_of(text: str, base: Path, how: Mapping[str, Any]) -> Plan:
 
     Raises SpecError for what names nothing, or cannot be audited at its level with what is installed.
     """
-    from pytest_deaddir.api import check_level
+    from pytest_deaddir.api import check_level, check_limited
     from pytest_deaddir.source.spec import parse_spec
 
     spec = parse_spec(text, base)
     level: Level = how["level"] or ("read" if spec.highest_level == "read" else "forward")
     check_level(spec, level)
+    if how["max_memory"] is not None and level != "read":
+        check_limited(spec)
     return Plan(spec, **{**how, "level": level})
 
 

@@ -48,11 +48,15 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "samples": _FORWARD,
         "samples_per_width": _FORWARD,
         "twin_seed": _FULL,
+        "twin_note": _FULL,  # why there is no twin
         "depth": _FULL,  # of the final norm
         "redundant_parameters": _FULL,
         "versions": _READ,
         "seconds": _READ,
         "peak_memory": _READ,
+        "max_memory": _FORWARD,  # the limit that was given for the weights
+        "placement": _FORWARD,  # bytes of weights by where they are held: a device, or disk
+        "accumulators": _FORWARD,  # bytes
         "baseline": _READ,  # the spec of what the audit was compared with; this and what follows None without one
         "baseline_findings": _READ,  # code → what was measured, of the findings that the baseline holds
         "normalisation_change": _READ,  # such as "layernorm → rmsnorm"; empty where there is none

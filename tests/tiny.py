@@ -17,6 +17,10 @@ TINY = {
         **{"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
         **{"num_key_value_heads": 1},
     },
+    "mixtral": {
+        **{"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
+        **{"num_key_value_heads": 1, "num_local_experts": 2},
+    },
     "t5": {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_kv": 16, "d_ff": 64},
     "gptj": {"n_layer": 2, "n_embd": 32, "n_head": 2, "rotary_dim": 8},
 }

@@ -14,6 +14,7 @@ from pytest_deaddir.discovery.names import final_path, natural_key, role_of, sta
 from pytest_deaddir.discovery.probe import NormProbe, is_vectors_only, probe_alike
 from pytest_deaddir.discovery.stacks import Chain, Stack, chains, is_projection, structural, style_of, under
 from pytest_deaddir.discovery.trace import Call, Trace, watch
+from pytest_deaddir.source.offload import is_abstract
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _by_values(module: nn.Module, modules: Mapping[str, nn.Module], trace: Trace
     starts = sorted(chain.calls[0].started for chain in outer)
     finals = {chain.path: _final_of(chain, trace, norm_calls, starts) for chain in outer}
     final, final_how = _returned(trace, norm_calls, outer, finals)
-    how = "identity" if any(p.is_meta for p in module.parameters()) else "values"
+    how = "identity" if is_abstract(module) else "values"
     stacks = [_stack(chain, found, finals, trace, norm_calls, probes, modules, how) for chain in found]
     stacks.sort(key=lambda stack: (stack.within is not None, trace.by_path[stack.blocks[0]][0].started))
     closing = {path: why for path, why in finals.values() if path is not None}

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pytest_deaddir.algebra.kernel import kernel_basis
+from pytest_deaddir.source.offload import onloaded
 
 Kind = Literal["layernorm", "rmsnorm", "other"]
 Convention = Literal["w", "1+w", "none", "fitted"]
@@ -66,6 +67,7 @@ def probe(
     ``arguments``: what its forward takes beside the tensor, by name, or a function of that tensor (float64) that gives it.
     The module is not changed and not run; a copy is. On the meta device the kind is found and γ, β are None.
     """
+    module = _present(module)
     if arguments is not None:
         module = _with_arguments(module, arguments)
     found = _kind_of(module, features, shape)
@@ -88,6 +90,7 @@ def probe_alike(module: nn.Module, shape: tuple[int, ...] | None = None) -> Norm
 
     A model has hundreds of equal norms. Modules that hold hooks, buffers or functions of their own are never taken as equal.
     """
+    module = _present(module)
     likeness = _likeness(module, shape)
     if likeness is None:
         return probe(module, shape=shape)
@@ -112,6 +115,11 @@ def _likeness(module: nn.Module, shape: tuple[int, ...] | None) -> Any:
         widths = tuple((n, None if p is None else tuple(p.shape)) for n, p in child._parameters.items())
         parts.append((name, type(child), widths, tuple(sorted(plain.items(), key=lambda item: item[0]))))
     return tuple(parts)
+
+
+def _present(module: nn.Module) -> nn.Module:
+    """The module with its values, wherever a limit of memory keeps them; what is no norm is not brought."""
+    return onloaded(module) if is_vectors_only(module) else module
 
 
 def is_vectors_only(module: nn.Module) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from pytest_deaddir.errors import CheckpointError, ModelError, SpecError
 from pytest_deaddir.source import timm
 from pytest_deaddir.source.checkpoint import check_entries, open_checkpoint
 from pytest_deaddir.source.limits import within_limits
+from pytest_deaddir.source.offload import Limit, built, limit_of
 from pytest_deaddir.source.spec import Spec
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
@@ -36,6 +39,7 @@ class Model:
     ``inputs``: what a factory returned beside it.
     ``tokenizer``: keyword arguments for AutoTokenizer.from_pretrained, None where the subject has no files of its own;
     ``processor``: the same for what prepares its images or sounds.
+    ``limit``: of the memory that its weights may take, None where there is none.
     """
 
     module: nn.Module
@@ -47,6 +51,12 @@ class Model:
     tokenizer: dict[str, Any] | None = None
     processor: dict[str, Any] | None = None
     revision: str | None = None
+    limit: Limit | None = None
+
+    def close(self) -> None:
+        """Remove what a limit of memory has made it write. It can no longer run then."""
+        if self.limit is not None:
+            self.limit.close()
 
     @property
     def config(self) -> Any:
@@ -65,20 +75,28 @@ class Model:
         return max(counts, key=lambda name: counts[name], default="float32")
 
 
-def load(spec: Spec, device: str = "auto", dtype: str | None = None) -> Model:
+def load(spec: Spec, device: str = "auto", dtype: str | None = None, max_memory: str | None = None) -> Model:
     """Load what ``spec`` names. ``dtype``: a name in :data:`DTYPES`, None for the checkpoint's own.
 
+    ``max_memory``: what the weights may take of each device's memory, as for ``--deaddir-max-memory``; the model must then
+    be closed after use.
     Raises :class:`CheckpointError` and :class:`ModelError` with what was wrong. No remote code is run.
     """
-    if spec.form == "random":
-        model = _random(spec)
-    elif spec.form == "timm":
-        model = wrap(timm.create(spec))
-    elif spec.form == "factory":
-        model = _from_factory(spec)
-    else:
-        model = _pretrained(spec, dtype)
-    return placed(model, device, dtype)
+    limit = None if max_memory is None else limit_of(max_memory, resolve_device(device))
+    try:
+        if spec.form == "random":
+            model = _random(spec, dtype, limit)
+        elif spec.form == "timm":
+            model = wrap(timm.create(spec))
+        elif spec.form == "factory":
+            model = _from_factory(spec)
+        else:
+            model = _pretrained(spec, dtype, limit)
+    except BaseException:
+        if limit is not None:
+            limit.close()
+        raise
+    return placed(model, device, dtype) if limit is None else dataclasses.replace(model, limit=limit)
 
 
 def placed(model: Model, device: str | None, dtype: str | None) -> Model:
@@ -103,7 +121,7 @@ def wrap(module: nn.Module, inputs: Any = None, name: str | None = None) -> Mode
     return Model(module, core if isinstance(core, nn.Module) else module, name or type(module).__name__, inputs=inputs)
 
 
-def _random(spec: Spec) -> Model:
+def _random(spec: Spec, dtype: str | None, limit: Limit | None) -> Model:
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
     kind, overrides = spec.model_type or "", dict(spec.overrides)
@@ -124,7 +142,8 @@ def _random(spec: Spec) -> Model:
             config = AutoConfig.for_model(kind, **overrides)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(spec.seed or 0)
-                module = AutoModel.from_config(config)
+                make = functools.partial(AutoModel.from_config, config)
+                module = make() if limit is None else built(make, limit, DTYPES[dtype] if dtype else None)
         except Exception as error:  # a config's own checks, a class without AutoModel, shapes that do not fit …
             raise ModelError(f"{spec.text}: transformers cannot build it: {type(error).__name__}: {error}") from error
     return wrap(module)
@@ -154,10 +173,13 @@ def _from_factory(spec: Spec) -> Model:
     return wrap(module, inputs)
 
 
-def _pretrained(spec: Spec, dtype: str | None) -> Model:
+def _pretrained(spec: Spec, dtype: str | None, limit: Limit | None) -> Model:
     import transformers
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    placing: dict[str, Any] = {}
+    if limit is not None:
+        placing = {"device_map": "auto", "max_memory": limit.memory, "offload_folder": limit.folder}
     checkpoint = open_checkpoint(spec)  # validates every header and every index entry before anything maps them
     path = checkpoint.path
     if spec.form == "gguf":
@@ -173,7 +195,7 @@ def _pretrained(spec: Spec, dtype: str | None) -> Model:
         try:
             with within_limits(checkpoint):
                 module, report = chosen.from_pretrained(
-                    path, dtype=DTYPES[dtype] if dtype else "auto", output_loading_info=True, **options
+                    path, dtype=DTYPES[dtype] if dtype else "auto", output_loading_info=True, **options, **placing
                 )
         except CheckpointError:
             raise
@@ -200,14 +222,18 @@ def _has_tokenizer(spec: Spec, path: Path) -> bool:
 @contextmanager
 def quiet() -> Iterator[None]:
     """transformers without its load report and progress bars; what they say is in the audit."""
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    verbosity, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    dispatching = logging.getLogger("accelerate.big_modeling")  # tells that weights are offloaded
+    level = dispatching.level
+    dispatching.setLevel(logging.ERROR)
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        dispatching.setLevel(level)
+        theirs.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()

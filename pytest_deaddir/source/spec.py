@@ -52,6 +52,11 @@ class Spec:
         return "read" if self.form == "safetensors" else "full"
 
     @property
+    def can_be_limited(self) -> bool:
+        """Whether it can be loaded within a limit of memory."""
+        return self.form in ("directory", "hub", "random")
+
+    @property
     def has_files(self) -> bool:
         """Whether γ comes from a file, so that it can be missing from one."""
         return self.form in ("directory", "safetensors", "gguf", "hub")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_deaddir.errors import InputsError
+from pytest_deaddir.source.offload import place_of
 
 IMAGE_SIZE = 224  # where no config states one (fully convolutional models take any)
 FRAMES = 8
@@ -37,9 +38,8 @@ def synthetic_inputs(module: nn.Module, *, batch: int = 2, length: int = 16, see
             f"{', '.join(missing)} should be; pass the inputs: a factory (package.module:factory) that returns "
             f"(module, inputs), with inputs = {{{', '.join(f'{name!r}: …' for name in made)}}}"
         )
-    parameter = next(module.parameters(), None)
-    device, dtype = (parameter.device, parameter.dtype) if parameter is not None else (None, None)
-    return {name: _placed(value, device, dtype) for name, value in inputs.items()}
+    place = place_of(module) if next(module.parameters(), None) is not None else (None, None)
+    return {name: _placed(value, *place) for name, value in inputs.items()}
 
 
 def _built(name: str, request: _Request) -> Any:

@@ -8,10 +8,14 @@ factors), so rows can come in any batches, from any process.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 #: Rows per unit of width that are factored at once: small factorisations cost the most, large ones memory.
 CHUNK = 4
+#: What makes a copy of a tensor that is held.
+Keep = Callable[[torch.Tensor], torch.Tensor]
 #: Rows in a temporary: memory that fits into a cache is not fetched anew from the system each time.
 SLICE = 256
 
@@ -20,11 +24,12 @@ class Accumulator:
     """Takes batches of rows, and gives the factor R of their centred covariance: RᵀR = Σ (y − ȳ)(y − ȳ)ᵀ.
 
     ``directions``: known unit directions, (d, k), possibly k = 0, along which the variance is accumulated directly.
-    Memory: R and fewer than ``CHUNK`` · d rows in the dtype that they came in, O(d²). What :meth:`update` keeps is never
-    changed in place, so that ``copy.copy`` of an accumulator is a state to return to.
+    ``keep``: makes the copies of tensors that are held from one batch to the next, on whatever device; None keeps them where
+    the activations are. Memory: R and fewer than ``CHUNK`` · d rows in the dtype that they came in, O(d²). What
+    :meth:`update` keeps is never changed in place, so that ``copy.copy`` of an accumulator is a state to return to.
     """
 
-    def __init__(self, width: int, directions: torch.Tensor | None = None) -> None:
+    def __init__(self, width: int, directions: torch.Tensor | None = None, keep: Keep | None = None) -> None:
         self.width = width
         self.samples = 0
         self.finite = True
@@ -34,6 +39,8 @@ class Accumulator:
         self._squares = torch.zeros_like(self._mean)
         self._factor = torch.zeros(0, width + 1, dtype=torch.float64)
         self._waiting: tuple[torch.Tensor, ...] = ()
+        self._keep = keep
+        self._device = torch.device("cpu")
 
     def update(self, activations: torch.Tensor) -> None:
         """Take (…, d) activations of any dtype. Non-finite ones end the measurement; :attr:`finite` says so."""
@@ -41,8 +48,11 @@ class Accumulator:
         if not self.finite or not len(rows):
             return
         self.samples += len(rows)
+        if rows.device.type != "mps":  # Metal has no float64
+            self._device = rows.device
         if sum(map(len, self._waiting)) + len(rows) < CHUNK * self.width:
-            self._waiting = (*self._waiting, rows.clone())  # a model may go on to add to its hidden state in place
+            copied = self._keep(rows) if self._keep else rows.clone()  # a model may add to its hidden state in place
+            self._waiting = (*self._waiting, copied)
             return
         for part in rows.split(2 * CHUNK * self.width):
             self._take(*self._waiting, part)
@@ -55,16 +65,17 @@ class Accumulator:
         self.finite &= other.finite
         if not (other.samples and self.finite):
             return
-        device = other._factor.device if not len(self._factor) else self._factor.device
+        device = self._device = self._device if self.samples else other._device
         self._to(device)
         mine = self.samples
         self.samples += other.samples
         self._combine(mine, other.samples, other._mean.to(device), other._squares.to(device))
         self._energy = self._energy + other._energy.to(device)
-        self._factor = torch.linalg.qr(torch.cat([self._factor, other._factor.to(device)]), mode="r").R
+        stacked = torch.cat([self._factor.to(device), other._factor.to(device)])
+        self._held(torch.linalg.qr(stacked, mode="r").R)
 
     def _take(self, *parts: torch.Tensor) -> None:
-        device = torch.device("cpu") if parts[0].device.type == "mps" else parts[0].device  # Metal has no float64
+        device = self._device
         self._to(device)
         kept = len(self._factor)
         stacked = torch.empty(kept + sum(map(len, parts)), self.width + 1, dtype=torch.float64, device=device)
@@ -80,7 +91,10 @@ class Accumulator:
         along = rows @ self._directions
         mean = along.mean(0)
         self._combine(self._factored, len(rows), mean, (along - mean).square().sum(0))
-        self._factor = torch.linalg.qr(stacked, mode="r").R
+        self._held(torch.linalg.qr(stacked, mode="r").R)
+
+    def _held(self, factor: torch.Tensor) -> None:
+        self._factor = self._keep(factor) if self._keep else factor
 
     @property
     def _factored(self) -> int:
@@ -94,7 +108,7 @@ class Accumulator:
         self._mean = self._mean + shift * (others / (mine + others))
 
     def _to(self, device: torch.device) -> None:
-        for name in ("_directions", "_energy", "_mean", "_squares", "_factor"):
+        for name in ("_directions", "_energy", "_mean", "_squares"):
             setattr(self, name, getattr(self, name).to(device, torch.float64))
 
     def _flush(self) -> None:
@@ -102,10 +116,15 @@ class Accumulator:
             self._take(*self._waiting)
             self._waiting = ()
 
+    @property
+    def nbytes(self) -> int:
+        """What is held: the factor, and the rows that wait for it."""
+        return self._factor.nbytes + sum(rows.nbytes for rows in self._waiting)
+
     def factor(self) -> torch.Tensor:
         """R of the centred rows, (d, d) upper triangular, float64. Needs more rows than the width."""
         self._flush()
-        return self._factor[1:, 1:]
+        return self._factor[1:, 1:].to(self._device)
 
     @property
     def energy(self) -> torch.Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from pytest_deaddir.algebra.spectrum import dead_by_dtype
@@ -19,6 +18,7 @@ from pytest_deaddir.discovery.probe import probe_alike
 from pytest_deaddir.errors import ModelError
 from pytest_deaddir.source.inputs import Arguments, Inputs, moved, prepare, require_samples, samples_wanted
 from pytest_deaddir.source.load import Model
+from pytest_deaddir.source.offload import parameter_count, place_of, placement
 from pytest_deaddir.stages.blocks import block_rows
 from pytest_deaddir.stages.measure import site_columns
 from pytest_deaddir.stages.read import gamma_columns, normalisation, peak_memory, versions
@@ -43,6 +43,7 @@ class Pass:
     """What one pass over the inputs left: a tap for each norm that was watched, by path, and for each stack.
 
     ``main``: the tap on whose rows the inputs are sized, None where there was nothing to watch; ``wanted``: how many.
+    ``accumulators``: the bytes that all taps together held at most.
     """
 
     found: Discovery
@@ -53,6 +54,7 @@ class Pass:
     main: Tap | None
     wanted: int
     sites: str
+    accumulators: int
 
 
 def forward_stage(
@@ -97,7 +99,7 @@ def forward_stage(
             "model",
             spec=spec,
             **facts,
-            parameters=sum(parameter.numel() for parameter in model.module.parameters()),
+            parameters=parameter_count(model.module),
             width=final.features if final else None,
             final_norm=(final.path or "the module itself") if final else "",
             normalisation=normalisation(norms),
@@ -115,6 +117,9 @@ def forward_stage(
             versions=versions("numpy", "torch", *(["transformers"] if model.config is not None else [])),
             seconds=read_seconds | {"forward": round(time.perf_counter() - started, 4)},
             peak_memory=peak_memory(),
+            max_memory=None if model.limit is None else model.limit.text,
+            placement=placement(model.module),
+            accumulators=done.accumulators,
         ),
         norms=norms,
         blocks=blocks,
@@ -124,20 +129,21 @@ def forward_stage(
 
 def forward_pass(model: Model, inputs: Inputs, *, samples: int | None, sites: str = "all") -> Pass:
     """Discover the model's norms and stacks, and run it over the inputs with all of them watched."""
-    parameter = next(model.module.parameters(), None)
-    place = (parameter.device, parameter.dtype) if parameter is not None else (torch.device("cpu"), torch.float32)
+    place = place_of(model.module)
     found = _discovered(model, inputs, place)
     if not found.norms:
         raise ModelError(f"{model.name}: no module in it behaves as a LayerNorm or RMSNorm: nothing to audit")
     closing = [site for site in found.norms if site.role == "final"]
     watched = closing + [s for s in found.norms if sites == "all" and s.kind == "layernorm" and s.role != "final"]
-    norms = {site.path: NormTap(site) for site in watched}
-    streams = [StreamTaps(stack, stack.width) for stack in found.stacks if stack.width]
+    keep = None if model.limit is None else model.limit.mapped
+    norms = {site.path: NormTap(site, keep) for site in watched}
+    streams = [StreamTaps(stack, stack.width, keep) for stack in found.stacks if stack.width]
     main = _main(found, norms, streams)
     wanted = 0 if main is None else samples_wanted(samples, main.rows.width)
+    held = 0
     if main is not None:
-        run(model, inputs, place, list(norms.values()), streams, wanted, main)
-    return Pass(found, inputs, place, norms, streams, main, wanted, sites)
+        held = run(model, inputs, place, list(norms.values()), streams, wanted, main)
+    return Pass(found, inputs, place, norms, streams, main, wanted, sites, held)
 
 
 def batches_fed(model: Model, inputs: Inputs, samples: int | None) -> list[Mapping[str, Any]]:

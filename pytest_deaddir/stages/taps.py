@@ -19,7 +19,7 @@ from pytest_deaddir.discovery.trace import evaluating, floating
 from pytest_deaddir.errors import ModelError
 from pytest_deaddir.source.inputs import Inputs, halved, moved
 from pytest_deaddir.source.load import Model
-from pytest_deaddir.stages.accumulate import Accumulator
+from pytest_deaddir.stages.accumulate import Accumulator, Keep
 
 #: Where a model's parameters are, and in what dtype.
 Place = tuple[torch.device, torch.dtype]
@@ -28,11 +28,11 @@ Place = tuple[torch.device, torch.dtype]
 class Tap:
     """Accumulates the rows of one tensor of a forward pass. ``axis``: that of the features, -1 or for images 1.
 
-    ``directions``: (d, k) known directions, whose variance is measured directly.
+    ``directions``: (d, k) known directions, whose variance is measured directly. ``keep``: as the accumulator's.
     """
 
-    def __init__(self, width: int, directions: np.ndarray, axis: int = -1) -> None:
-        self.rows = Accumulator(width, torch.from_numpy(directions))
+    def __init__(self, width: int, directions: np.ndarray, axis: int = -1, keep: Keep | None = None) -> None:
+        self.rows = Accumulator(width, torch.from_numpy(directions), keep)
         self.axis = axis
         self.dtype = ""
         self.masks: list[torch.Tensor] = []  # of the batch that runs: 2-D, true where a token is no padding
@@ -70,7 +70,7 @@ class NormTap(Tap):
     ``offset``: the mean over rows of (mean/std)² of what the norm takes, by which the rounding of a computed mean grows.
     """
 
-    def __init__(self, site: NormSite) -> None:
+    def __init__(self, site: NormSite, keep: Keep | None = None) -> None:
         gamma = site.probe.gamma
         self.kernel = np.zeros((site.features, 0))
         if gamma is not None and np.isfinite(gamma).all():
@@ -78,7 +78,7 @@ class NormTap(Tap):
                 self.kernel = kernel_basis(gamma)
             elif (gamma != 0).all():
                 self.kernel = direction(gamma)[:, None]
-        super().__init__(site.features, self.kernel, site.probe.axis or -1)
+        super().__init__(site.features, self.kernel, site.probe.axis or -1, keep)
         self.path = site.path
         self._offsets: torch.Tensor | float = 0.0
 
@@ -108,10 +108,10 @@ class StreamTaps:
     Each also measures the variance along the direction of the mean, 1/√d, where folded weights leave none.
     """
 
-    def __init__(self, stack: Stack, width: int) -> None:
+    def __init__(self, stack: Stack, width: int, keep: Keep | None = None) -> None:
         self.stack = stack
         mean = np.full((width, 1), width**-0.5)
-        self.taps = [Tap(width, mean, stack.axis) for _ in range(len(stack.blocks) + 1)]
+        self.taps = [Tap(width, mean, stack.axis, keep) for _ in range(len(stack.blocks) + 1)]
 
     def attach(self, module: nn.Module) -> Iterable[Callable[[], None]]:
         """Hook every block; a layer that runs several times (ALBERT) is several blocks, told apart by its turn."""
@@ -146,13 +146,15 @@ def run(
     streams: Sequence[StreamTaps],
     wanted: int,
     main: Tap,
-) -> None:
+) -> int:
     """The forward pass, batch by batch, until ``main`` has taken ``wanted`` rows or the inputs end.
 
-    Dropout is off, no gradient is kept, and the hooks are off afterwards, whatever happens. Where an accelerator's memory
-    does not hold a batch, it is run again in halves. Raises :class:`ModelError` where the model's own code fails.
+    Returns the bytes that all taps together held at most. Dropout is off, no gradient is kept, and the hooks are off
+    afterwards, whatever happens. Where an accelerator's memory does not hold a batch, it is run again in halves. Raises
+    :class:`ModelError` where the model's own code fails.
     """
     taps = [*norms, *(tap for stream in streams for tap in stream.taps)]
+    held = 0
     with ExitStack() as hooks, torch.no_grad():
         hooks.enter_context(evaluating(model.module))
         watched: list[NormTap | StreamTaps] = [*norms, *streams]
@@ -162,8 +164,10 @@ def run(
         for batch in inputs.batches(wanted):
             seen = main.samples
             _feed(model, moved(batch, *place), taps)
+            held = max(held, sum(tap.rows.nbytes for tap in taps))
             if inputs.open_ended and (main.samples >= wanted or main.samples == seen):
                 break
+    return held
 
 
 def _feed(model: Model, batch: Any, taps: Sequence[Tap]) -> None:
@@ -184,6 +188,8 @@ def _feed(model: Model, batch: Any, taps: Sequence[Tap]) -> None:
         for tap, state in zip(taps, before, strict=True):
             tap.restore(state)
         torch.cuda.empty_cache()
+    except ModelError:
+        raise
     except Exception as error:  # the model's own code runs here, so anything can be raised
         raise ModelError(f"{model.name}: its forward pass fails: {type(error).__name__}: {error}") from error
     else:
