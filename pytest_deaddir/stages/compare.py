@@ -210,6 +210,8 @@ def _matched_norms(rows: Sequence[Row], others: Sequence[Row]) -> dict[str, Row]
 
 def _matched_names(names: Sequence[str], others: Sequence[str]) -> dict[str, str]:
     exact = {name: name for name in names if name in set(others)}
+    if len(exact) == min(len(names), len(others)):
+        return exact
     return max(exact, matched_paths(names, others), key=len)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -329,6 +330,24 @@ def test_other_models_of_the_file_and_rules_that_did_not_judge_stay(audit, check
     checkpoint("c")
     assert audit(BASE, UPDATE, models=["c"]).ret == 0
     assert [model["model"]["spec"] for model in report_of("base.json")] == ["./a", "b", "c"]
+
+
+def test_what_a_rule_found_stays_where_it_breaks(audit, checkpoint, pytester):
+    checkpoint()
+    rule = """
+        from pytest_deaddir import rule
+
+        @rule("ACME001", table="norms", severity="warning", where={{"role": "final"}})
+        def too_wide(row):
+            "Too wide."
+            {body}
+    """
+    file = pytester.path / "acme.py"
+    file.write_text(textwrap.dedent(rule.format(body='return "wide"')))
+    audit("--deaddir-rules=acme.py", BASE, f"{UPDATE}=all")
+    file.write_text(textwrap.dedent(rule.format(body="raise ValueError")))
+    assert failed(audit("--deaddir-rules=acme.py", BASE, UPDATE)) == ["m::ACME001"]
+    assert [f["code"] for f in report_of("base.json")[0]["findings"]] == ["ACME001"]
 
 
 @pytest.mark.parametrize("option", [UPDATE, f"{UPDATE}=all"])

@@ -91,6 +91,13 @@ def test_where_the_names_tell_nothing_block_and_scale_do():
     assert result.model["lost_sites"] == []
 
 
+def test_one_name_that_both_have_does_not_make_the_others_lost():
+    theirs = [norm("layers.0.a", stack="layers"), norm("layers.1.a", stack="layers"), norm("norm", "final")]
+    ours = [norm("blk.0.x", stack="blk"), norm("blk.1.x", stack="blk"), norm("norm", "final")]
+    result = compare(audit_of(ours), audit_of(theirs))
+    assert [n["baseline_path"] for n in result.norms] == ["layers.0.a", "layers.1.a", "norm"]
+
+
 def test_two_more_norms_in_every_block_are_not_guessed_at():
     theirs = [norm(f"layers.{i}.{name}", stack="layers") for i in range(2) for name in ("a", "b", "c", "d")]
     ours = [norm(f"blk.{i}.{name}", stack="blk") for i in range(2) for name in ("x", "y")]
