@@ -172,11 +172,16 @@ class AuditRun:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        is_worker = hasattr(session.config, "workerinput")  # only xdist's controller writes files
-        if not is_worker and not session.config.option.collectonly:
-            self.state.results.write(self.state.rules)
-            if not self.state.update_baselines() and session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        config = session.config
+        if hasattr(config, "workerinput") or config.option.collectonly:  # only xdist's controller writes files
+            return
+        self.state.results.write(self.state.rules)
+        if not self.state.update_baselines() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if not config.pluginmanager.has_plugin("terminalreporter"):  # -p no:terminal is no wish not to know
+            from pytest_deaddir.report.terminal import summary_lines
+
+            sys.stderr.writelines(f"{line}\n" for line in summary_lines(self.state.results, verbosity=-1))
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         from pytest_deaddir.report import github

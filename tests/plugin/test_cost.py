@@ -43,6 +43,14 @@ def test_a_run_without_our_options_imports_nothing_heavy_and_says_nothing(import
     assert [line.partition(":")[0] for line in mentions] == ["plugins"]
 
 
+def test_without_the_plugin_its_options_are_unknown(imported, pytester):
+    pytester.makepyfile(test_mine="def test_one(): pass")
+    result, _ = imported("-p", "no:deaddir")
+    assert result.ret == 0
+    assert not [line for line in result.outlines if "deaddir" in line and not line.startswith(("plugins", "rootdir"))]
+    assert pytester.runpytest_subprocess("-p", "no:deaddir", "--deaddir-model=m").ret == pytest.ExitCode.USAGE_ERROR
+
+
 def test_our_tests_cost_nothing_where_only_a_test_of_another_file_is_collected(imported, pytester):
     pytester.makepyfile(test_mine="def test_one(): pass", test_theirs="def test_two(norm_site): pass")
     result, heavy = imported("test_mine.py")

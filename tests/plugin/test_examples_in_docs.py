@@ -100,3 +100,13 @@ def test_the_how_to_of_one_s_own_tests(pytester, with_torch):
         "test_the_kernel_of_the_final_norm_is_dead_in_bf16",
         "test_no_block_of_my_model_loses_the_least_singular_value",
     }
+
+
+def test_every_behaviour_in_the_table_of_pytest_md_has_a_test_of_that_name():
+    rows = [line for line in (DOCS / "pytest.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")][2:]
+    here = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    tests = set(re.findall(r"^def (test_\w+)\(", here, flags=re.MULTILINE))
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        assert set(named) <= tests, row

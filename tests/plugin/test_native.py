@@ -203,12 +203,126 @@ def test_warnings_as_errors(pytester, checkpoint):
     result.assert_outcomes(passed=len(READ_ITEMS))
 
 
-def test_without_a_terminal_the_exit_code_and_the_report_say_it(audit, checkpoint):
+def test_without_a_terminal_the_exit_code_the_report_and_standard_error_say_it(audit, checkpoint):
     checkpoint(nan=BROKEN)
     result = audit("-p", "no:terminal", "--deaddir-report=out.json")
     assert result.ret == 1
     (model,) = report_of("out.json")
     assert [finding["code"] for finding in model["findings"]] == ["DD001"]
+    assert not result.outlines
+    result.stderr.fnmatch_lines(["m: *", "", "DD001 error *", "", f"{CHECKS} of {CHECKS} checks ran*1 failed"])
+
+
+def test_without_xdist(audit, checkpoint):
+    checkpoint(nan=BROKEN)
+    assert failed(audit("-p", "no:xdist")) == ["m::DD001"]
+
+
+def test_setup_show_tells_the_fixtures_of_a_test_and_none_of_a_check(pytester, checkpoint):
+    checkpoint()
+    pytester.makepyfile(test_mine="def test_one(deaddir_audit): pass")
+    result = pytester.runpytest_inprocess("--setup-show", "--deaddir-model=m", "--deaddir-level=read")
+    result.stdout.fnmatch_lines(
+        ["*SETUP    F deaddir_model*", "*SETUP    F deaddir_audit (fixtures used: deaddir_model)*"]
+    )
+    result.stdout.fnmatch_lines(["*m::DD001 ."])
+    assert result.ret == 0
+
+
+def test_a_repository_with_its_own_conftest_and_tests(pytester, checkpoint):
+    """Its fixtures, options, ini-file and marks are as they were, in tests with ours and without."""
+    checkpoint("models/m", nan=BROKEN)
+    pytester.makeini(
+        "[pytest]\ntestpaths = tests\naddopts = --strict-markers --strict-config\nmarkers = slow: takes long"
+    )
+    (pytester.path / "tests").mkdir()
+    (pytester.path / "tests" / "conftest.py").write_text(
+        """\
+import pytest
+
+def pytest_addoption(parser):
+    parser.addoption("--scale", type=float, default=1.0)
+
+@pytest.fixture(autouse=True, scope="session")
+def limit(request):
+    return request.config.getoption("--scale")
+
+@pytest.fixture
+def worst(deaddir_audit):
+    return deaddir_audit.findings[0]
+"""
+    )
+    (pytester.path / "tests" / "test_theirs.py").write_text(
+        """\
+import pytest
+
+@pytest.mark.slow
+def test_plain(limit):
+    assert limit == 2
+
+@pytest.mark.parametrize("code", ["DD001", "DD002"])
+def test_with_ours(worst, code):
+    assert worst["code"] == code
+"""
+    )
+    result = pytester.runpytest_inprocess("--scale=2", "--deaddir-model=models/m", "--deaddir-level=read")
+    theirs = {nodeid: outcome for nodeid, outcome in outcomes(result).items() if nodeid.startswith("tests/")}
+    assert theirs == {
+        "tests/test_theirs.py::test_plain": "passed",
+        "tests/test_theirs.py::test_with_ours[models/m-DD001]": "passed",
+        "tests/test_theirs.py::test_with_ours[models/m-DD002]": "failed",
+    }
+    assert len(outcomes(result)) == 3 + len(READ_ITEMS)
+
+
+def test_an_interrupt_in_a_forward_pass_leaves_no_hooks_and_a_report_that_says_it_is_partial(pytester, with_torch):
+    pytester.makepyfile(
+        interrupted="""
+        import torch
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16)) for _ in range(3))
+
+            def forward(self, x):
+                if len(x) == 13:
+                    assert any(module._forward_hooks for module in self.modules())
+                    raise KeyboardInterrupt
+                for block in self.blocks:
+                    x = block(x)
+                return x
+
+        net = Net()
+
+        def make():
+            return net, [torch.randn(50, 16), torch.randn(13, 16)]
+        """
+    )
+    pytester.makeconftest(
+        """
+        def pytest_unconfigure():
+            from interrupted import net
+
+            hooks = [module._forward_hooks or module._forward_pre_hooks for module in net.modules()]
+            print("left:", any(hooks), "training:", net.training)
+        """
+    )
+    options = ["--deaddir-model=interrupted:make", "--deaddir-report=out.json", "--deaddir-report=out.md"]
+    result = pytester.runpytest_subprocess(*options)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["interrupted:make: not audited", "0 of * checks ran*NOT A PASS: some never reported"])
+    result.stdout.fnmatch_lines(["left: False training: True"])
+    (model,) = report_of("out.json")
+    assert model["checks"]["run"] + model["checks"]["skipped"] == 0 < model["checks"]["planned"]
+    assert "NOT A PASS" in (pytester.path / "out.md").read_text()
+
+
+@pytest.mark.parametrize("options", [["--deaddir-model="], ["--deaddir-only"], ["--deaddir-report=out.json"]])
+def test_an_option_that_means_a_model_and_no_model_is_a_usage_error(pytester, options):
+    pytester.makepyfile("def test_one(): pass")
+    assert pytester.runpytest_inprocess(*options).ret == pytest.ExitCode.USAGE_ERROR
 
 
 @pytest.mark.parametrize("option", ["--import-mode=importlib", "--setup-show", "--capture=no", "--strict-markers"])
