@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_deaddir.options import DTYPES, GATE
-from pytest_deaddir.tables import LEVELS
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +26,7 @@ _SUBJECT = "deaddir_model"
 #: Fixtures that visit the rows of a table, one in each test: the table, and the columns that the marker chooses them by.
 _VISITORS = {"norm_site": ("norms", ("kind", "role", "stack")), "residual_block": ("blocks", ("stack",))}
 
-#: What a marker may say where there is a choice.
-_CHOICES = {
-    "kind": ("layernorm", "rmsnorm", "other", "undecided"),
-    "role": ("final", "block", "qk", "embedding", "pooler", "other"),
-    "level": LEVELS,
-    "dtype": DTYPES,
-}
-#: And where it may be any text: a spec, paths of stacks, codes of rules or beginnings of them.
+#: What a marker may say as any text: a spec, paths of stacks, codes of rules or beginnings of them.
 _TEXTS = ("model", "stack", "rules")
 
 
@@ -86,17 +78,20 @@ class _MarkerError(Exception):
 
 def _marker_arguments(node: Any) -> dict[str, Any]:
     """The keyword arguments of the ``deaddir`` markers, the closest winning."""
+    from pytest_deaddir.tables import CHOICES
+
+    among = {name: CHOICES[name] for name in ("level", "kind", "role")} | {"dtype": DTYPES}
     wanted: dict[str, Any] = {}
     for marker in node.iter_markers("deaddir"):
-        if marker.args or marker.kwargs.keys() - {*_TEXTS, *_CHOICES}:
-            raise _MarkerError(f"the deaddir marker takes {', '.join((*_TEXTS, *_CHOICES))}, by name")
+        if marker.args or marker.kwargs.keys() - {*_TEXTS, *among}:
+            raise _MarkerError(f"the deaddir marker takes {', '.join((*_TEXTS, *among))}, by name")
         wanted = {**marker.kwargs, **wanted}
     if not isinstance(wanted.get("model", ""), str):
         raise _MarkerError(f"the deaddir marker's model must be a spec, not {wanted['model']!r}")
     for name in ("stack", "rules"):
         if not all(isinstance(value, str) for value in _listed(wanted.get(name, ""))):
             raise _MarkerError(f"the deaddir marker's {name} must be text or a list of it, not {wanted[name]!r}")
-    for name, choices in _CHOICES.items():
+    for name, choices in among.items():
         for value in _listed(wanted.get(name, choices)):
             if value not in choices:
                 raise _MarkerError(f"the deaddir marker's {name} {value!r} is not one of {', '.join(choices)}")

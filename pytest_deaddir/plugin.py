@@ -15,8 +15,6 @@ from pytest_deaddir.options import GATE, add_options, in_one_word
 if TYPE_CHECKING:
     from pytest_deaddir.session import State
 
-pytest_plugins = ("pytest_deaddir.fixtures",)
-
 _MARKER = (
     "deaddir(model=None, level=None, dtype=None, kind=None, role=None, stack=None, rules=None): "
     "the model that a test audits and how, which norms and blocks it visits, and the rules that judge"
@@ -28,9 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    from pytest_deaddir import hookspecs
+    from pytest_deaddir import fixtures, hookspecs
 
     pluginmanager.add_hookspecs(hookspecs)
+    # not by pytest_plugins, for which pytest reads the entry points of every installed distribution: some milliseconds
+    pluginmanager.register(fixtures, "deaddir-fixtures")
 
 
 #: The name under which what a run that audits needs is registered.

@@ -225,7 +225,7 @@ def test_setup_show_tells_the_fixtures_of_a_test_and_none_of_a_check(pytester, c
     result.stdout.fnmatch_lines(
         ["*SETUP    F deaddir_model*", "*SETUP    F deaddir_audit (fixtures used: deaddir_model)*"]
     )
-    result.stdout.fnmatch_lines(["*m::DD001 ."])
+    result.stdout.fnmatch_lines(["*m::DD001*."])
     assert result.ret == 0
 
 

@@ -279,6 +279,8 @@ def properties(path):
 @pytest.mark.parametrize("asked", ["option", "ini"])
 @pytest.mark.parametrize("workers", [[], ["-n1"]], ids=["alone", "xdist"])
 def test_what_was_measured_is_in_the_junit_file_where_asked(pytester, audit, checkpoint, asked, workers):
+    if workers:
+        pytest.importorskip("xdist", reason="pytest-xdist is not installed (dependency group test)")
     checkpoint(tiny="transformer.ln_f")
     options = ["--deaddir-junit-properties"] if asked == "option" else []
     if asked == "ini":
