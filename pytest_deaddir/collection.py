@@ -128,7 +128,8 @@ class AuditItem(pytest.Item):
         """Put on the call's report what the controller needs."""
         from pytest_deaddir.errors import DeaddirError
 
-        error = self.config.stash[STATE].measurements.error(self.parent.subject.plan)
+        measurements = self.config.stash[STATE].measurements
+        error = measurements.error(self.parent.subject.plan)
         attach(
             report,
             label=self.parent.nodeid,
@@ -137,6 +138,7 @@ class AuditItem(pytest.Item):
             outcome=self._passed_as() if report.passed else report.outcome,
             findings=self._findings(),
             audit=self._audit_once(),
+            origin=measurements.origin(self.parent.subject.plan),
             anchor=self.parent.anchor,
             error=error and (str(error) if isinstance(error, DeaddirError) else repr(error)),
         )

@@ -37,6 +37,13 @@ def add_options(parser: pytest.Parser) -> None:
         "linelist",
         "append",
     )
+    add(
+        "from",
+        "PATH.json",
+        "Judge again what an earlier report holds, measuring nothing. Repeatable.",
+        "linelist",
+        "append",
+    )
     add("level", "LEVEL", "How far to look: read (parameters only), forward (one pass; the default), full.")
     add("device", "DEVICE", f"Where the model runs: {', '.join(DEVICES)}.")
     add("dtype", "DTYPE", f"What the model runs in: auto (its own), {', '.join(DTYPES)}.")
@@ -48,6 +55,7 @@ def add_options(parser: pytest.Parser) -> None:
     add(
         "max-memory", "SIZE", "What the weights may take: 2GB, or cpu=2GB,0=20GB; the rest is offloaded (default: all)."
     )
+    add("no-cache", None, "Measure anew what is kept in pytest's cache, and keep nothing.", "bool", "store_true")
     add("rules", "PATH", "Rule file (.toml, .py) or folder, beside the shipped ones. Repeatable.", "linelist", "append")
     add("select", "CODES", "Judge by these rules alone, by code or prefix: DD1,ACME001.", "linelist", "append")
     add("extend-select", "CODES", "Judge by these rules as well.", "linelist", "append")
@@ -107,7 +115,9 @@ def in_one_word(config: pytest.Config, parser: pytest.Parser) -> list[str] | Non
     return None if joined == raw else joined
 
 
-_VALUED = tuple(f"--deaddir-{name}" for name in ("model", "inputs", "rules", "report", "baseline", "check-rules"))
+_VALUED = tuple(
+    f"--deaddir-{name}" for name in ("model", "from", "inputs", "rules", "report", "baseline", "check-rules")
+)
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

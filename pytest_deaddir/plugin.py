@@ -73,7 +73,8 @@ def _command(config: pytest.Config) -> int | None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARKER)
     given = vars(config.option)
-    if any(given[name] is not None for name in given if name.startswith("deaddir_")) or config.getini("deaddir_model"):
+    asked = any(given[name] is not None for name in given if name.startswith("deaddir_"))
+    if asked or config.getini("deaddir_model") or config.getini("deaddir_from"):
         _begin(config)
     gate = config.rootpath / GATE
     if gate.exists():

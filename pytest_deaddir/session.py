@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_deaddir.evidence import Evidence
 from pytest_deaddir.options import GATE
 from pytest_deaddir.settings import Settings, read_settings
 from pytest_deaddir.shared import Shared
@@ -28,16 +29,18 @@ DISCOVERY = "discovery"
 class Measurements:
     """Audits by what was measured and how, or the error that each ended in. With xdist's other workers they are shared."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, evidence: Evidence | None) -> None:
         self._config = config
+        self._evidence = evidence
         self._shared = Shared.of(config)
         self._results: dict[Plan, Audit | Exception] = {}
+        self._origins: dict[Plan, str | None] = {}
         self._batches: dict[Plan, list[Mapping[str, Any]]] = {}
         self._expected: dict[Plan, None] = {}
 
     def expect(self, plans: Iterable[Plan]) -> None:
         """Note what this run will ask for, so that a worker that would wait for another has something to do."""
-        self._expected |= dict.fromkeys(replace(plan, baseline=None) for plan in plans)
+        self._expected |= dict.fromkeys(replace(plan, baseline=None) for plan in plans if plan.stored is None)
 
     def audit(self, plan: Plan) -> Audit:
         """Measure, unless that was done. The same error is raised again to everyone who asks."""
@@ -59,7 +62,7 @@ class Measurements:
     def _agreed(self, plan: Plan) -> Audit | Exception:
         """Measured here or by another worker; while that one is at it, this one measures what nobody has begun."""
         shared = self._shared
-        if shared is None:
+        if shared is None or plan.stored is not None:
             return self._measured(plan)
         others = [other for other in self._expected if other != plan and other not in self._results]
         while True:
@@ -72,24 +75,19 @@ class Measurements:
                 self._results[other] = found
 
     def _measured(self, plan: Plan) -> Audit | Exception:
-        """The audit, or the error that it ended in."""
-        from pytest_deaddir.api import measure
-
+        """The audit as it is measured now, or was before; or the error that it ended in."""
         try:
-            return measure(
-                plan.spec,
-                level=plan.level,
-                inputs=self._inputs(plan),
-                device=plan.device,
-                dtype=plan.dtype,
-                samples=plan.samples,
-                batch_size=plan.batch_size,
-                max_memory=plan.max_memory,
-                sites=plan.sites,
-                solver=plan.solver or "inverse",
-            )
+            if plan.stored is not None:
+                self._origins[plan] = f"measured earlier, from {plan.stored.path.name}"
+                return plan.stored.at(plan.level)
+            inputs = self._inputs(plan)
+            if self._evidence is None:
+                return _measure(plan, inputs)
+            audit, self._origins[plan] = self._evidence.audit(plan, inputs, lambda: _measure(plan, inputs))
         except Exception as error:
             return error
+        else:
+            return audit
 
     def _inputs(self, plan: Plan) -> Any:
         """Those of the option, else of the hook, else None."""
@@ -113,6 +111,10 @@ class Measurements:
             )
         return self._batches[plan]
 
+    def origin(self, plan: Plan) -> str | None:
+        """Where an audit that was not measured in this run is from."""
+        return self._origins.get(replace(plan, baseline=None))
+
     def done(self, plan: Plan) -> Audit | None:
         """The audit, if it was made."""
         result = self._results.get(plan)
@@ -124,6 +126,23 @@ class Measurements:
         return result if isinstance(result, Exception) else None
 
 
+def _measure(plan: Plan, inputs: Any) -> Audit:
+    from pytest_deaddir.api import measure
+
+    return measure(
+        plan.spec,
+        level=plan.level,
+        inputs=inputs,
+        device=plan.device,
+        dtype=plan.dtype,
+        samples=plan.samples,
+        batch_size=plan.batch_size,
+        max_memory=plan.max_memory,
+        sites=plan.sites,
+        solver=plan.solver or "inverse",
+    )
+
+
 @dataclass
 class ModelResult:
     """What reached the controller of one model's checks. ``planned``: item names; ``outcomes``: of those that ran."""
@@ -131,6 +150,7 @@ class ModelResult:
     spec: str
     planned: list[str] = field(default_factory=list)
     audit: dict[str, Any] | None = None
+    origin: str | None = None
     outcomes: dict[str, str] = field(default_factory=dict)
     findings: list[Row] = field(default_factory=list)
     skips: dict[str, str] = field(default_factory=dict)
@@ -199,6 +219,7 @@ class Results:
         result.outcomes[message["name"]] = message["outcome"]
         result.findings += message["findings"]
         result.audit = message["audit"] or result.audit
+        result.origin = message["origin"] or result.origin
         result.error = message["error"] or result.error
         result.anchor = message["anchor"]
         if report.skipped and isinstance(report.longrepr, tuple):
@@ -279,7 +300,7 @@ class State:
         from pytest_deaddir.gate import named_paths
 
         specs = [subject.spec for subject in self.settings.subjects.values()]
-        found = [spec.path for spec in specs if spec.form == "directory" and spec.path]
+        found = [spec.path for spec in specs if spec.form in ("directory", "stored") and spec.path]
         gate = self.config.rootpath / GATE
         found += named_paths(gate) if gate.exists() else []
         return [path.resolve() for path in found if path.is_dir()]
@@ -292,5 +313,7 @@ def state_of(config: pytest.Config) -> State:
     """The run's state, made on first use. Raises pytest.UsageError where the options are wrong."""
     if STATE not in config.stash:
         settings = read_settings(config)
-        config.stash[STATE] = State(config, settings, Measurements(config), Results(settings))
+        cache = getattr(config, "cache", None) if settings.cache else None  # none under -p no:cacheprovider
+        evidence = None if cache is None else Evidence(lambda: cache.mkdir("deaddir"))
+        config.stash[STATE] = State(config, settings, Measurements(config, evidence), Results(settings))
     return config.stash[STATE]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from pytest_deaddir.report import FORMATS
 from pytest_deaddir.tables import LEVELS
 
 if TYPE_CHECKING:
+    from pytest_deaddir.report.reading import Stored
     from pytest_deaddir.rules import Rule
     from pytest_deaddir.rules.suppress import Suppression
     from pytest_deaddir.source.spec import Spec
@@ -39,6 +40,7 @@ class Plan:
     batch_size: int | None = None
     max_memory: str | None = None
     baseline: Baseline | None = None
+    stored: Stored | None = None  # an earlier report's audit, which is judged again in place of measuring
 
     @property
     def options(self) -> list[tuple[str, Any]]:
@@ -84,7 +86,11 @@ class Subject:
     @property
     def applicable(self) -> list[Rule]:
         """The rules that it is judged by."""
-        return self.rules.at(self.plan.level, self.plan.baseline is not None and self.plan.baseline.compares)
+        compared = self.plan.baseline is not None and self.plan.baseline.compares
+        earlier = None if self.plan.stored is None else self.plan.stored.audit
+        return self.rules.at(
+            self.plan.level, compared or (earlier is not None and earlier.model["baseline"] is not None)
+        )
 
     @property
     def unjudged(self) -> str | None:
@@ -107,7 +113,10 @@ class Subject:
             self.spec.path is not None and (start / text).resolve() != self.spec.path.resolve()
         ):  # relative to an ini-file
             text = str(self.spec.path.resolve())
-        asked = [("model", text), ("level", self.plan.level), *self.plan.options, *self.rules.options]
+        named = [("model", text), ("level", self.plan.level)]
+        if self.plan.stored is not None:
+            named = [("from", str(self.plan.stored.path.resolve()))]
+        asked = [*named, *self.plan.options, *self.rules.options]
         given = [f"--deaddir-{name}={value}" for name, value in asked]
         return shlex.join(["pytest", "--deaddir-only", "-k", f"only:{code}", *given])
 
@@ -125,6 +134,7 @@ class Settings:
     formats: Mapping[str, Callable[..., str]]
     junit_properties: bool
     only: bool
+    cache: bool
     start: Path
 
 
@@ -215,6 +225,41 @@ def plan_of(text: str, base: Path, how: Mapping[str, Any]) -> Plan:
     return Plan(spec, **{**how, "level": level})
 
 
+def naming_layer(given: Given) -> Given:
+    """The first place that names models, to be measured or of earlier reports: others that it replaces are not looked at."""
+    named = [layer for layer in given.layers if layer.get("model") or layer.get("from")]
+    return Given([*named, *given.layers][:1], given.problems)
+
+
+def stored_plans(given: Given, level: Level | None) -> Iterator[Plan]:
+    """The models of earlier reports; what is wrong with a file is added to the problems. ``level``: that was asked for."""
+    from pytest_deaddir.report.reading import read_stored
+    from pytest_deaddir.source.spec import Spec
+
+    _, start, where = given.value("from")
+    once = {path.resolve(): (written, path) for written, path in given.paths("from").items() if "\0" not in written}
+    for written, path in once.values():
+        try:
+            found = read_stored(path)
+        except OSError as error:
+            given.problems.append(f"{where} {written}: cannot be read: {error.strerror}")
+            continue
+        except ValueError as error:
+            given.problems.append(f"{where} {written}: no report that can be judged again: {error}")
+            continue
+        for stored in found:
+            if level in LEVELS and stored.audit is not None and LEVELS.index(stored.level) < LEVELS.index(level):
+                given.problems.append(
+                    f"{where} {written}: {stored.spec} was audited at level {stored.level}: level {level} must be measured"
+                )
+            home = start / stored.spec
+            yield Plan(Spec(stored.spec, "stored", home if _exists(home) else None), stored.level, stored=stored)
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110, since Path.exists raises for what cannot be a path
+
+
 def with_baseline(subject: Subject, given: Given, how: Mapping[str, Any], alone: bool) -> Subject:
     """The subject with what it is compared with. ``how``: as :func:`measuring` gives it; ``alone``: the only one."""
     baseline = baseline_of(
@@ -245,7 +290,15 @@ def read_settings(config: pytest.Config) -> Settings:
     how = measuring(given)
     rules = choose_rules(config, given)
     subjects: dict[str, Subject] = {}
-    written, start, _ = given.value("model")
+
+    def add(plan: Plan) -> None:
+        label = _label(plan.spec, config.rootpath)
+        while label in subjects:
+            label += "-2"
+        subjects[label] = Subject(label, plan, rules)
+
+    naming = naming_layer(given)
+    written, start, _ = naming.value("model")
     for text in written or ():
         try:
             plan = plan_of(text, start, how)
@@ -254,15 +307,14 @@ def read_settings(config: pytest.Config) -> Settings:
             continue
         if any(_same(plan.spec, known.spec) for known in subjects.values()):
             continue
-        label = _label(plan.spec, config.rootpath)
-        while label in subjects:
-            label += "-2"
-        subjects[label] = Subject(label, plan, rules)
+        add(plan)
+    for plan in stored_plans(naming, given.layers[0].get("level")):
+        add(plan)
     alone = len(subjects) == 1
     subjects = {label: with_baseline(subject, given, how, alone) for label, subject in subjects.items()}
     asks = any(given.value(name).value for name in ("only", "report", "baseline"))
-    if asks and not written and not problems and not _may_hold_a_gate(config):
-        problems.append(f"no model to audit: give --deaddir-model=SPEC, or write a {GATE}")
+    if asks and not subjects and not problems and not _may_hold_a_gate(config):
+        problems.append(f"no model to audit: give --deaddir-model=SPEC or --deaddir-from=PATH.json, or write a {GATE}")
     if not problems:
         unjudged = ((label, subject.unjudged) for label, subject in subjects.items())
         problems += [f"{label}: {problem}" for label, problem in unjudged if problem]
@@ -275,6 +327,7 @@ def read_settings(config: pytest.Config) -> Settings:
         formats=formats,
         junit_properties=bool(given.value("junit-properties").value),
         only=bool(given.value("only").value),
+        cache=not given.value("no-cache").value,
         start=config.invocation_params.dir,
     )
 
@@ -310,4 +363,6 @@ def _label(spec: Spec, root: Path) -> str:
         path = spec.path.resolve()
         inside = path.is_relative_to(root.resolve())
         text = path.relative_to(root.resolve()).as_posix() if inside else "/".join(path.parts[-2:])
+    elif spec.form == "stored" and Path(text).is_absolute():  # it lies elsewhere now, or on another machine
+        text = "/".join(Path(text).parts[-2:])
     return "".join("-" if c in "[]@\\" or c.isspace() or not c.isprintable() else c for c in text).replace("::", "-")

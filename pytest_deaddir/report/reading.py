@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from pytest_deaddir.tables import CHOICES, COLUMNS, SCHEMA, TYPES, Audit, Row, completed
+import pytest_deaddir
+from pytest_deaddir.errors import ModelError
+from pytest_deaddir.tables import CHOICES, COLUMNS, LEVELS, SCHEMA, TYPES, Audit, Level, Row, completed
 
 
 def read_report(text: str) -> list[Audit]:
@@ -14,13 +19,85 @@ def read_report(text: str) -> list[Audit]:
 
     An audit that ended in an error is left out. Raises ValueError for what is no report of this schema.
     """
+    return [_audit_of(entry, number) for number, entry in enumerate(_entries(text), 1) if "error" not in entry]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One model of a report: its audit, or the ``error`` that it ended in. ``number``: its place in the file, from 1."""
+
+    path: Path
+    number: int
+    spec: str
+    error: str | None = None
+    audit: Audit | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def level(self) -> Level:
+        """How far it was looked; read for what ended in an error."""
+        return "read" if self.audit is None else self.audit.model["level"]
+
+    def at(self, level: Level) -> Audit:
+        """The audit, where it was made at ``level`` or a higher one. Raises ModelError where not, and the error it ended in."""
+        if self.audit is None:
+            raise ModelError(self.error)
+        if LEVELS.index(self.level) < LEVELS.index(level):
+            raise ModelError(
+                f"{self.path}: {self.spec} was audited at level {self.level}, and level {level} is asked for"
+            )
+        return self.audit
+
+
+def read_stored(path: Path) -> list[Stored]:
+    """The models of a JSON report, to be judged again. Columns that it lacks are None.
+
+    Raises OSError, and ValueError with what is wrong: another schema, no models, a row that cannot be one. A column that
+    this release does not know is wrong too: what it says could not be judged, and would be lost in the next report.
+    """
+    try:
+        entries = _entries(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("not JSON that can be read: nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("not JSON: it is no UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not entries:
+        raise ValueError("holds no model")
+    return [_stored(path, entry, number) for number, entry in enumerate(entries, 1)]
+
+
+def _stored(path: Path, entry: Row, number: int) -> Stored:
+    model = entry.get("model")
+    spec, error = model.get("spec") if isinstance(model, dict) else None, entry.get("error")
+    if (
+        isinstance(model, dict) and set(model) == {"spec"} and error is None
+    ):  # its worker was killed, or the run interrupted
+        error = "it was not audited in the run that wrote the report"
+    if error is not None:
+        if not isinstance(spec, str) or not isinstance(error, str):
+            raise ValueError(f"model {number} has no spec, or an error that is no text")
+        return Stored(path, number, spec, error)
+    audit = _audit_of(entry, number)
+    for table in COLUMNS:
+        for given in [entry["model"]] if table == "model" else entry[table]:
+            if unknown := sorted(given.keys() - COLUMNS[table].keys()):
+                by = (audit.model["versions"] or {}).get("pytest-deaddir", "another release")
+                raise ValueError(
+                    f"model {number}: a row of {table} has {', '.join(unknown[:5])}, which pytest-deaddir "
+                    f"{pytest_deaddir.__version__} does not know: the report was written by {by}"
+                )
+    return Stored(path, number, audit.model["spec"], audit=audit)
+
+
+def _entries(text: str) -> list[Row]:
     document = json.loads(text, parse_constant=_refuse_constant)
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ValueError(f"not a report of schema {SCHEMA}")
     models = document.get("models")
     if not isinstance(models, list) or not all(isinstance(entry, dict) for entry in models):
         raise ValueError("its models are no list of objects")
-    return [_audit_of(entry, number) for number, entry in enumerate(models, 1) if "error" not in entry]
+    return models
 
 
 def _refuse_constant(name: str) -> None:
@@ -68,11 +145,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or _is_integer(value)
+    return (isinstance(value, float) and math.isfinite(value)) or _is_integer(value)  # 1e999 is read as infinity
 
 
 def _is_list_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -31,7 +31,11 @@ def header(settings: Settings) -> list[str]:
     """What is about to be audited, and by which rules."""
     subjects = list(settings.subjects.values())
     levels = sorted({subject.plan.level for subject in subjects})
+    files = {subject.plan.stored.path.name: None for subject in subjects if subject.plan.stored is not None}
     how = f"device {settings.how['device']}, dtype {settings.how['dtype'] or 'as stored'}"
+    if all(subject.plan.stored is not None for subject in subjects):
+        how = "nothing is measured"
+    how += f", judged again from {escaped(', '.join(files))}" if files else ""
     return [
         f"deaddir: {counted(len(subjects), 'model')}, level {'/'.join(levels) or 'none'}, {how}",
         f"deaddir rules: {_rules_in_words(settings.rules)}",
@@ -93,7 +97,7 @@ def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[st
         yield f"{label}: not audited" + (f": {escaped(result.error.splitlines()[0])}" if result.error else "")
         yield checks_line(result.checks, result.error, result.incomplete)
         return
-    yield f"{label}: {_facts(result.audit)}"
+    yield f"{label}: {_facts(result.audit, result.origin)}"
     if verbosity >= 0:
         yield ""
         yield from _norm_lines(result, show_all=verbosity > 0)
@@ -120,12 +124,13 @@ def _baseline_lines(model: Row) -> Iterator[str]:
         yield f"  not compared: {escaped(text)}"
 
 
-def _facts(audit: dict[str, Any]) -> str:
+def _facts(audit: dict[str, Any], origin: str | None) -> str:
     model = audit["model"]
     parts = [escaped(phrase) for _, phrase in facts(audit)]
     if model["requests"]:
         parts.append(f"{model['bytes_read'] / 1e3:.0f} kB in {counted(model['requests'], 'request')}")
-    parts.append(f"{sum(model['seconds'].values()):.2f} s")
+    parts.append(f"{sum((model['seconds'] or {}).values()):.2f} s")
+    parts += [escaped(origin)] if origin else []
     return " · ".join(parts)
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pytest_deaddir.errors import SpecError
 
-Form = Literal["directory", "safetensors", "gguf", "random", "timm", "factory", "hub"]
+#: ``stored``: whatever an earlier report is about.
+Form = Literal["directory", "safetensors", "gguf", "random", "timm", "factory", "hub", "stored"]
 
 #: What a directory must hold, one of, to be a checkpoint; safetensors first, as transformers prefers them.
 WEIGHTS = (
