@@ -20,6 +20,12 @@ def example(text):
     return re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1]
 
 
+def beside_the_example(folder):
+    """As in the project's own folder, without the tests of other examples."""
+    (folder / "examples").mkdir()
+    (folder / "examples" / EXAMPLE.name).symlink_to(EXAMPLE)
+
+
 def test_every_fixture_has_an_example():
     ours = {name for name, value in vars(fixtures).items() if type(value).__name__ == "FixtureFunctionDefinition"}
     assert set(FIXTURES) == ours
@@ -35,7 +41,7 @@ def test_the_example_of_a_fixture(pytester, with_torch, fixture):
 
 
 def test_the_example_of_the_marker(pytester, with_torch):
-    (pytester.path / "examples").symlink_to(EXAMPLE.parent)
+    beside_the_example(pytester.path)
     pytester.makepyfile(test_it=example(API.partition("## The marker")[2]))
     result = pytester.runpytest_inprocess(f"--deaddir-model={DEEP_GPT2}", "-k", "test_it.py", "--strict-markers")
     assert result.ret == 0
@@ -47,7 +53,7 @@ def test_the_example_of_the_marker(pytester, with_torch):
 
 def test_the_how_to_of_one_s_own_tests(pytester, with_torch):
     """All four kinds of it run on a model with LayerNorms and one with RMSNorms, and find what is planted."""
-    (pytester.path / "examples").symlink_to(EXAMPLE.parent)
+    beside_the_example(pytester.path)
     page = (DOCS / "how-to" / "write-your-own-tests.md").read_text(encoding="utf-8")
     pytester.makepyfile(test_norms=example(page))
     (command,) = re.findall(r"^    pytest (.*)$", page, flags=re.MULTILINE)
