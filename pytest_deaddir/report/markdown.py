@@ -93,7 +93,7 @@ def _card(entry: Entry) -> Iterator[tuple[str, str]]:
     for name in ("revision", "fingerprint"):
         if entry["model"][name]:
             yield name, entry["model"][name]
-    yield "versions", ", ".join(f"{name} {version}" for name, version in entry["model"]["versions"].items())
+    yield "versions", ", ".join(f"{name} {version}" for name, version in (entry["model"]["versions"] or {}).items())
 
 
 def _norm_lines(entry: Entry) -> Iterator[str]:

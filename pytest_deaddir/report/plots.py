@@ -58,7 +58,7 @@ class LogScale:
         if self.has_zero:
             yield self.start, "0"
         step = math.ceil((self.high - self.low) / self.most)
-        for power in range(math.floor(self.low), math.ceil(self.high) + 1):
+        for power in range(math.floor(self.low), min(math.ceil(self.high), 308) + 1):  # beyond, 10.0**power overflows
             if self.high - self.low > 2.5:
                 if self.low <= power <= self.high and power % step == 0:
                     yield self.at(10.0**power), _power(power)

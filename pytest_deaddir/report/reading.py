@@ -157,7 +157,7 @@ def _is_list_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_named(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(each is None or kind(each) for each in value.values())
+    return lambda value: isinstance(value, dict) and all(map(kind, value.values()))
 
 
 #: The types of columns, as tables.py calls them.
@@ -171,6 +171,6 @@ _IS: dict[str, Callable[[Any], bool]] = {
     "numbers": _is_list_of(_is_number),
     "texts by name": _is_named(_is_text),
     "numbers by name": _is_named(_is_number),
-    "integers by name": _is_named(_is_integer),
+    "integers by name": _is_named(lambda value: value is None or _is_integer(value)),
     "objects by name": _is_named(lambda value: isinstance(value, dict)),
 }

@@ -120,14 +120,14 @@ def _baseline_lines(model: Row) -> Iterator[str]:
         return
     yield ""
     yield f"compared with {escaped(model['baseline'])}"
-    for text in model["not_compared"]:
+    for text in model["not_compared"] or ():
         yield f"  not compared: {escaped(text)}"
 
 
 def _facts(audit: dict[str, Any], origin: str | None) -> str:
     model = audit["model"]
     parts = [escaped(phrase) for _, phrase in facts(audit)]
-    if model["requests"]:
+    if model["requests"] and model["bytes_read"] is not None:
         parts.append(f"{model['bytes_read'] / 1e3:.0f} kB in {counted(model['requests'], 'request')}")
     parts.append(f"{sum((model['seconds'] or {}).values()):.2f} s")
     parts += [escaped(origin)] if origin else []
@@ -196,7 +196,7 @@ def _block_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
         yield "* below the noise floor of the dtype"
     for block in shown:
         if block["inconclusive"]:
-            yield f"{escaped(block['path'])}: {block['inconclusive']}"
+            yield f"{escaped(block['path'])}: {escaped(block['inconclusive'])}"
 
 
 def _shortened(path: str, room: int) -> str:
