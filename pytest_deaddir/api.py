@@ -140,7 +140,14 @@ def measure(
 
 
 def batches(
-    spec: Spec, *, inputs: Any, device: str, dtype: str | None, samples: int | None, batch_size: int | None
+    spec: Spec,
+    *,
+    inputs: Any,
+    device: str,
+    dtype: str | None,
+    samples: int | None,
+    batch_size: int | None,
+    max_memory: str | None,
 ) -> list[Mapping[str, Any]]:
     """What :func:`measure` feeds ``spec`` at the level forward: the arguments of each batch by name, where the model ran.
 
@@ -151,7 +158,7 @@ def batches(
     from pytest_deaddir.source.load import load
     from pytest_deaddir.stages.forward import batches_fed
 
-    model = load(spec, device, dtype)
+    model = load(spec, device, dtype, max_memory)
     return batches_fed(model, prepare(model, inputs, 0, batch_size), samples)
 
 

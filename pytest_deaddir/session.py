@@ -99,7 +99,7 @@ class Measurements:
         """What the subject is fed in its forward pass. Raises as measuring does."""
         from pytest_deaddir.api import batches
 
-        plan = replace(plan, level="forward")
+        plan = replace(plan, level="forward", baseline=None)
         if plan not in self._batches:
             self._batches[plan] = batches(
                 plan.spec,
@@ -108,6 +108,7 @@ class Measurements:
                 dtype=plan.dtype,
                 samples=plan.samples,
                 batch_size=plan.batch_size,
+                max_memory=plan.max_memory,
             )
         return self._batches[plan]
 

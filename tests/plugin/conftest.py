@@ -36,10 +36,10 @@ def with_torch(_loaded):
 
 @pytest.fixture(autouse=True)
 def _without_strangers(pytester, monkeypatch):
-    """Other plugins of this environment would cost each inner run more than the audit."""
+    """Other plugins of this environment would cost each inner run more than the audit, or change the order of its items."""
     monkeypatch.delenv("CI", raising=False)  # under CI pytest's summary repeats whole messages
     monkeypatch.delenv("BUILD_NUMBER", raising=False)
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio -p no:randomly")
 
 
 @pytest.fixture

@@ -43,7 +43,9 @@ def test_the_example_of_a_fixture(pytester, with_torch, fixture):
 def test_the_example_of_the_marker(pytester, with_torch):
     beside_the_example(pytester.path)
     pytester.makepyfile(test_it=example(API.partition("## The marker")[2]))
-    result = pytester.runpytest_inprocess(f"--deaddir-model={DEEP_GPT2}", "-k", "test_it.py", "--strict-markers")
+    result = pytester.runpytest_inprocess(
+        "test_it.py", f"--deaddir-model={DEEP_GPT2}", "-k", "test_it.py", "--strict-markers"
+    )
     assert result.ret == 0
     assert [nodeid.partition("[")[0] for nodeid in outcomes(result)] == [
         "test_it.py::test_one_model_whatever_the_command_line_says",
