@@ -101,10 +101,7 @@ def measure(
     else:
         require_torch("a module")
 
-    from pytest_deaddir.source.load import load, placed, wrap
-    from pytest_deaddir.stages.forward import forward_stage
-    from pytest_deaddir.stages.full import full_stage
-    from pytest_deaddir.stages.read import read_stage
+    from pytest_deaddir.stages.ranks import Ranks
 
     options: dict[str, Any] = {
         "inputs": inputs,
@@ -114,8 +111,26 @@ def measure(
         "sites": sites or "all",
         "solver": solver,
     }
+    with Ranks().together(subject.text if isinstance(subject, Spec) else type(subject).__name__):
+        return _measured(subject, level, device, dtype, max_memory, options)
+
+
+def _measured(
+    subject: Spec | nn.Module,
+    level: Level,
+    device: str | None,
+    dtype: str | None,
+    max_memory: str | None,
+    options: dict[str, Any],
+) -> Audit:
+    from pytest_deaddir.source.load import load, placed, wrap
+    from pytest_deaddir.stages.forward import forward_stage
+    from pytest_deaddir.stages.full import full_stage
+    from pytest_deaddir.stages.read import read_stage
+
     started = time.perf_counter()
     parameters = None
+    seed: int = options["seed"]
     if isinstance(subject, Spec):
         parameters = read_stage(subject, dtype, download=True) if subject.has_files else None
         model = load(subject, device or "auto", dtype, max_memory)
@@ -132,7 +147,7 @@ def measure(
     with closing(model):
         result, done = forward_stage(model, parameters, spec=spec, **options)
         if level == "full":
-            full_stage(model, result, done, seed=seed, solver=solver)
+            full_stage(model, result, done, seed=seed, solver=options["solver"])
     if isinstance(subject, Spec):
         result.model["seconds"]["load"] = loading
         result.model["seed"] = seed if subject.seed is None else subject.seed

@@ -106,8 +106,18 @@ def _begin(config: pytest.Config) -> None:
     if config.pluginmanager.has_plugin(_RUN):
         return
     from pytest_deaddir.session import state_of
+    from pytest_deaddir.stages.ranks import world
 
     config.pluginmanager.register(AuditRun(state_of(config)), _RUN)
+    if world()[0]:
+        _be_silent(config)
+
+
+def _be_silent(config: pytest.Config) -> None:
+    """Of several processes that torchrun started the first alone shows and writes what came out."""
+    config.option.xmlpath = None
+    config.pluginmanager.unregister(name="terminalreporter")
+    config.pluginmanager.set_blocked("terminalreporter")
 
 
 class AuditRun:
@@ -173,8 +183,10 @@ class AuditRun:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        from pytest_deaddir.stages.ranks import world
+
         config = session.config
-        if hasattr(config, "workerinput") or config.option.collectonly:  # only xdist's controller writes files
+        if hasattr(config, "workerinput") or world()[0] or config.option.collectonly:  # one process writes files
             return
         self.state.results.write(self.state.rules)
         if not self.state.update_baselines() and session.exitstatus == pytest.ExitCode.OK:

@@ -16,6 +16,7 @@ from pytest_deaddir.evidence import Evidence
 from pytest_deaddir.options import GATE
 from pytest_deaddir.settings import Settings, read_settings
 from pytest_deaddir.shared import Shared
+from pytest_deaddir.stages.ranks import world
 
 if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule
@@ -314,7 +315,8 @@ def state_of(config: pytest.Config) -> State:
     """The run's state, made on first use. Raises pytest.UsageError where the options are wrong."""
     if STATE not in config.stash:
         settings = read_settings(config)
-        cache = getattr(config, "cache", None) if settings.cache else None  # none under -p no:cacheprovider
+        # There is none under -p no:cacheprovider. Processes of torchrun measure together, or none of them does.
+        cache = getattr(config, "cache", None) if settings.cache and world()[1] == 1 else None
         evidence = None if cache is None else Evidence(lambda: cache.mkdir("deaddir"))
         config.stash[STATE] = State(config, settings, Measurements(config, evidence), Results(settings))
     return config.stash[STATE]

@@ -15,6 +15,7 @@ from pytest_deaddir.baseline import Baseline, baseline_of
 from pytest_deaddir.given import Given
 from pytest_deaddir.options import DEVICES, DTYPES, GATE, SITES, SOLVERS
 from pytest_deaddir.report import FORMATS
+from pytest_deaddir.stages.ranks import world
 from pytest_deaddir.tables import LEVELS
 
 if TYPE_CHECKING:
@@ -287,6 +288,8 @@ def read_settings(config: pytest.Config) -> Settings:
         elif not report.parent.is_dir():
             problems.append(f"--deaddir-report {report}: no such folder")
 
+    if world()[1] > 1 and getattr(config.option, "dist", "no") != "no":
+        problems.append("torchrun's processes measure together, and xdist's by themselves: give one of -n and torchrun")
     how = measuring(given)
     rules = choose_rules(config, given)
     subjects: dict[str, Subject] = {}

@@ -57,6 +57,7 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "max_memory": _FORWARD,  # the limit that was given for the weights
         "placement": _FORWARD,  # bytes of weights by where they are held: a device, or disk
         "accumulators": _FORWARD,  # bytes
+        "processes": _FORWARD,  # that measured together
         "baseline": _READ,  # the spec of what the audit was compared with; this and what follows None without one
         "baseline_findings": _READ,  # code → what was measured, of the findings that the baseline holds
         "normalisation_change": _READ,  # such as "layernorm → rmsnorm"; empty where there is none
@@ -191,6 +192,7 @@ TYPES: dict[str, str] = {
     "baseline_findings": "objects by name",
     **dict.fromkeys(("max_memory", "twin_note"), "text"),
     "accumulators": "integer",
+    "processes": "integer",
     "placement": "integers by name",
     "versions": "texts by name",
     "seconds": "numbers by name",

@@ -7,6 +7,7 @@ import difflib
 import functools
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,6 +113,8 @@ def resolve_device(device: str) -> torch.device:
     name = next(name for name, there in available.items() if there) if device == "auto" else device
     if not available.get(name.partition(":")[0], False):
         raise ModelError(f"--deaddir-device {device}: torch {torch.__version__} sees no such device here")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # of several processes each takes one
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     return torch.device(name)
 
 

@@ -8,7 +8,8 @@ factors), so rows can come in any batches, from any process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -73,6 +74,20 @@ class Accumulator:
         self._energy = self._energy + other._energy.to(device)
         stacked = torch.cat([self._factor.to(device), other._factor.to(device)])
         self._held(torch.linalg.qr(stacked, mode="r").R)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: on the CPU, and kept by nobody."""
+        self._flush()
+        held = {name: value.cpu() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return {**vars(self), **held, "_keep": None, "_device": torch.device("cpu")}
+
+    def all_of(self, shares: Sequence[Accumulator]) -> None:
+        """Become what the accumulators of all processes have taken together, this one's among them."""
+        device, keep = self._device, self._keep
+        first, *others = shares
+        for other in others:
+            first.merge(other)
+        vars(self).update(vars(first), _device=device, _keep=keep)
 
     def _take(self, *parts: torch.Tensor) -> None:
         device = self._device

@@ -21,6 +21,7 @@ from pytest_deaddir.source.load import Model
 from pytest_deaddir.source.offload import parameter_count, place_of, placement
 from pytest_deaddir.stages.blocks import block_rows
 from pytest_deaddir.stages.measure import site_columns
+from pytest_deaddir.stages.ranks import world
 from pytest_deaddir.stages.read import gamma_columns, normalisation, peak_memory, versions
 from pytest_deaddir.stages.taps import NormTap, Place, StreamTaps, Tap, call_arguments, run
 from pytest_deaddir.tables import Audit, Row, row
@@ -120,6 +121,7 @@ def forward_stage(
             max_memory=None if model.limit is None else model.limit.text,
             placement=placement(model.module),
             accumulators=done.accumulators,
+            processes=world()[1],
         ),
         norms=norms,
         blocks=blocks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from pytest_deaddir.errors import ModelError
 from pytest_deaddir.source.inputs import Inputs, halved, moved
 from pytest_deaddir.source.load import Model
 from pytest_deaddir.stages.accumulate import Accumulator, Keep
+from pytest_deaddir.stages.ranks import Ranks
 
 #: Where a model's parameters are, and in what dtype.
 Place = tuple[torch.device, torch.dtype]
@@ -55,6 +57,15 @@ class Tap:
         mask = next((mask for mask in self.masks if mask.shape == activations.shape[:2]), None)
         return activations if mask is None else activations[mask.to(activations.device)]
 
+    def share(self) -> dict[str, Any]:
+        """What other processes need of what this one took."""
+        return {"rows": self.rows, "dtype": self.dtype}
+
+    def all_of(self, shares: Sequence[dict[str, Any]]) -> None:
+        """Have what the taps of all processes took; ``shares``: of each, in the order of ranks."""
+        self.rows.all_of([share["rows"] for share in shares])
+        self.dtype = next((share["dtype"] for share in shares if share["dtype"]), "")
+
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` takes, to undo all that was taken since. Nothing of it is ever changed in place."""
         return {**vars(self), "rows": copy.copy(self.rows)}
@@ -80,12 +91,21 @@ class NormTap(Tap):
                 self.kernel = direction(gamma)[:, None]
         super().__init__(site.features, self.kernel, site.probe.axis or -1, keep)
         self.path = site.path
-        self._offsets: torch.Tensor | float = 0.0
+        self._offsets: tuple[torch.Tensor | float, ...] = ()
 
     @property
     def offset(self) -> float:
         """See above."""
-        return float(self._offsets) / max(self.samples, 1)
+        return sum(map(float, self._offsets)) / max(self.samples, 1)
+
+    def share(self) -> dict[str, Any]:
+        """See :class:`Tap`."""
+        return super().share() | {"offsets": tuple(map(float, self._offsets))}
+
+    def all_of(self, shares: Sequence[dict[str, Any]]) -> None:
+        """See :class:`Tap`."""
+        super().all_of(shares)
+        self._offsets = tuple(offset for share in shares for offset in share["offsets"])
 
     def attach(self, module: nn.Module) -> Iterable[Callable[[], None]]:
         """Hook the module; gives what takes the hooks off."""
@@ -97,7 +117,7 @@ class NormTap(Tap):
                 rows = self.counted(taken).detach().float()
                 mean = rows.mean(-1, keepdim=True)  # torch.var_mean takes twenty times as long on a CPU
                 variance = (rows - mean).square().mean(-1, keepdim=True)
-                self._offsets = self._offsets + (mean.square() / variance.clamp(min=1e-38)).sum()
+                self._offsets = (*self._offsets, (mean.square() / variance.clamp(min=1e-38)).sum())
 
         yield module.get_submodule(self.path).register_forward_hook(hook, with_kwargs=True).remove
 
@@ -147,26 +167,37 @@ def run(
     wanted: int,
     main: Tap,
 ) -> int:
-    """The forward pass, batch by batch, until ``main`` has taken ``wanted`` rows or the inputs end.
+    """The forward pass, batch by batch, until ``main`` has taken ``wanted`` rows or the inputs end. Where there are several
+    processes, each of n runs every n-th batch, and then all have the rows of all.
 
     Returns the bytes that all taps together held at most. Dropout is off, no gradient is kept, and the hooks are off
     afterwards, whatever happens. Where an accelerator's memory does not hold a batch, it is run again in halves. Raises
     :class:`ModelError` where the model's own code fails.
     """
     taps = [*norms, *(tap for stream in streams for tap in stream.taps)]
-    held = 0
+    ranks, held = Ranks(), 0
     with ExitStack() as hooks, torch.no_grad():
         hooks.enter_context(evaluating(model.module))
         watched: list[NormTap | StreamTaps] = [*norms, *streams]
         for each in watched:
             for undo in each.attach(model.module):
                 hooks.callback(undo)
-        for batch in inputs.batches(wanted):
-            seen = main.samples
-            _feed(model, moved(batch, *place), taps)
+        batches, total, ended = iter(inputs.batches(wanted)), 0, False
+        while not ended and (group := list(itertools.islice(batches, ranks.size))):
+            seen, before = main.samples, [tap.state() for tap in taps]
+            if ranks.rank < len(group):
+                _feed(model, moved(group[ranks.rank], *place), taps)
             held = max(held, sum(tap.rows.nbytes for tap in taps))
-            if inputs.open_ended and (main.samples >= wanted or main.samples == seen):
-                break
+            for rank, taken in enumerate(ranks.exchange(main.samples - seen)[: len(group)]):
+                total += taken
+                ended = inputs.open_ended and (total >= wanted or not taken)
+                if ended and rank < ranks.rank:  # one process alone would have ended before this batch
+                    for tap, state in zip(taps, before, strict=True):
+                        tap.restore(state)
+                if ended:
+                    break
+    for tap in taps if ranks.size > 1 else ():
+        tap.all_of(ranks.exchange(tap.share()))
     return held
 
 
