@@ -139,7 +139,11 @@ def _of_a_file(text: str, file: Path, update: str | None, subject: Subject, alon
 
 
 def _number_of(subject: Subject, held: Sequence[Audit], alone: bool) -> int | None:
-    """Which of a file's audits is the model's own: by its spec, by the end of its path, or as the only one of both."""
+    """Which of a file's audits is the model's own: by its name in the gate file, by its spec, by the end of its path, or as
+    the only one of both."""
+    names = [audit.model["name"] for audit in held]
+    if subject.name is not None and names.count(subject.name) == 1:
+        return names.index(subject.name)
     specs = [audit.model["spec"] for audit in held]
     same = [number for number, spec in enumerate(specs) if spec == subject.spec.text]
     alike = [number for number, spec in enumerate(specs) if _ends_alike(spec, subject.spec.text)]

@@ -157,7 +157,8 @@ class AuditItem(pytest.Item):
         if sent or measured is None:
             return None
         self.parent.stash[_SENT] = True
-        return {"model": measured.model, "norms": measured.norms, "blocks": measured.blocks}
+        model = measured.model | {"name": self.parent.subject.name}
+        return {"model": model, "norms": measured.norms, "blocks": measured.blocks}
 
 
 def lies_in_a_checkpoint(path: Path, state: State) -> bool:

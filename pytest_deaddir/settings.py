@@ -85,6 +85,11 @@ class Subject:
         return self.plan.spec
 
     @property
+    def name(self) -> str | None:
+        """What the gate file calls it."""
+        return self.label.rpartition("::")[2] if self.gate is not None else None
+
+    @property
     def applicable(self) -> list[Rule]:
         """The rules that it is judged by."""
         compared = self.plan.baseline is not None and self.plan.baseline.compares

@@ -23,6 +23,7 @@ _READ, _FORWARD, _FULL = LEVELS
 COLUMNS: dict[str, dict[str, Level]] = {
     "model": {
         "spec": _READ,
+        "name": _READ,  # in deaddir.toml
         "revision": _READ,
         "fingerprint": _READ,
         "architecture": _READ,
@@ -176,7 +177,7 @@ COMPARED: dict[str, frozenset[str]] = {
 
 #: Column → what it holds where it was measured; all others hold a number.
 TYPES: dict[str, str] = {
-    **dict.fromkeys(("spec", "revision", "fingerprint", "architecture", "normalisation", "final_norm"), "text"),
+    **dict.fromkeys(("spec", "name", "revision", "fingerprint", "architecture", "normalisation", "final_norm"), "text"),
     **dict.fromkeys(("level", "dtype", "device", "inputs", "inputs_source"), "text"),
     **dict.fromkeys(("path", "class", "kind", "how", "role", "role_how", "stack"), "text"),
     **dict.fromkeys(("gamma_convention", "gamma_source", "gamma_file", "gamma_dtype"), "text"),
