@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_deaddir.errors import SpecError, require_torch
+from pytest_deaddir.progress import Step, tell
 from pytest_deaddir.source.spec import Spec, parse_spec
 from pytest_deaddir.tables import LEVELS, Audit, Level
 
@@ -133,6 +134,7 @@ def _measured(
     seed: int = options["seed"]
     if isinstance(subject, Spec):
         parameters = read_stage(subject, dtype, download=True) if subject.has_files else None
+        tell(Step("loading"))
         model = load(subject, device or "auto", dtype, max_memory)
     elif level == "read":
         raise SpecError("a module has no files to read: use level forward")

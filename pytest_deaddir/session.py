@@ -77,14 +77,17 @@ class Measurements:
 
     def _measured(self, plan: Plan) -> Audit | Exception:
         """The audit as it is measured now, or was before; or the error that it ended in."""
+        from pytest_deaddir.report.line import progress_line
+
         try:
             if plan.stored is not None:
                 self._origins[plan] = f"measured earlier, from {plan.stored.path.name}"
                 return plan.stored.at(plan.level)
             inputs = self._inputs(plan)
-            if self._evidence is None:
-                return _measure(plan, inputs)
-            audit, self._origins[plan] = self._evidence.audit(plan, inputs, lambda: _measure(plan, inputs))
+            with progress_line(self._config, plan.spec.text.rpartition("/")[2]):
+                if self._evidence is None:
+                    return _measure(plan, inputs)
+                audit, self._origins[plan] = self._evidence.audit(plan, inputs, lambda: _measure(plan, inputs))
         except Exception as error:
             return error
         else:

@@ -41,6 +41,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it re-expor
 
 import pytest_deaddir
 from pytest_deaddir.errors import CheckpointError, SpecError
+from pytest_deaddir.progress import Step, tell
 from pytest_deaddir.source.checkpoint import (
     MAX_CONFIG,
     Checkpoint,
@@ -348,6 +349,7 @@ class _Repository:
             self.traffic.requests += requests
             self.traffic.bytes += received
             self._bar.update(received)
+        tell(Step("reading", self.traffic.bytes / 1e6, None, "MB"))
 
     def _fetch_once(self, name: str, start: int, stop: int | None) -> tuple[bytes, int | None]:
         headers = dict(self._headers) if stop is None else {**self._headers, "range": f"bytes={start}-{stop - 1}"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from pytest_deaddir.errors import ModelError
+from pytest_deaddir.progress import Step, tell
 from pytest_deaddir.source.inputs import moved
 from pytest_deaddir.source.load import Model
 from pytest_deaddir.source.offload import is_offloaded
@@ -22,8 +23,10 @@ def full_stage(model: Model, audit: Audit, done: Pass, *, seed: int, solver: str
     Raises :class:`ModelError` where the model's own code fails.
     """
     started = time.perf_counter()
+    tell(Step("building the twin"))
     twin_stage(model, audit, done, seed=seed, solver=solver)
     between = time.perf_counter()
+    tell(Step("parameter space"))
     if is_offloaded(model.module):
         for norm in audit.norms:
             norm["invariance_note"] = "weights are offloaded (--deaddir-max-memory), and are not moved there"

@@ -18,6 +18,7 @@ from pytest_deaddir.discovery.discover import NormSite
 from pytest_deaddir.discovery.stacks import Stack
 from pytest_deaddir.discovery.trace import evaluating, floating
 from pytest_deaddir.errors import ModelError
+from pytest_deaddir.progress import Step, tell
 from pytest_deaddir.source.inputs import Inputs, halved, moved
 from pytest_deaddir.source.load import Model
 from pytest_deaddir.stages.accumulate import Accumulator, Keep
@@ -184,6 +185,7 @@ def run(
                 hooks.callback(undo)
         batches, total, ended = iter(inputs.batches(wanted)), 0, False
         while not ended and (group := list(itertools.islice(batches, ranks.size))):
+            tell(Step("forward", min(main.samples, wanted), wanted, "rows"))
             seen, before = main.samples, [tap.state() for tap in taps]
             if ranks.rank < len(group):
                 _feed(model, moved(group[ranks.rank], *place), taps)

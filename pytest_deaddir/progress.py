@@ -1,0 +1,45 @@
+"""How far a long step is: the steps say so, and whoever listens shows it. Below all rooms, so that each may tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Step(NamedTuple):
+    """``name``: what is being done; ``done`` of ``total`` in ``unit``; ``total`` is None where nobody knows it."""
+
+    name: str
+    done: float = 0
+    total: float | None = None
+    unit: str = ""
+
+
+_listener: Callable[[Step], None] | None = None
+
+
+def tell(step: Step) -> None:
+    """Say how far a step is."""
+    if _listener is not None:
+        _listener(step)
+
+
+def told(name: str, items: Iterable[T], total: int | None, unit: str) -> Iterator[T]:
+    """The items, one after the other, telling of each that is done."""
+    for count, item in enumerate(items):
+        tell(Step(name, count, total, unit))
+        yield item
+
+
+@contextmanager
+def listening(listener: Callable[[Step], None]) -> Iterator[None]:
+    """Let ``listener`` know of every step while this lasts; it runs in the thread that does the step."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
