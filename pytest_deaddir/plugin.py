@@ -198,7 +198,7 @@ class AuditRun:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         from pytest_deaddir.report import github
-        from pytest_deaddir.report.terminal import summary_lines
+        from pytest_deaddir.report.terminal import summary_lines, write_lines
 
         config = terminalreporter.config
         lines = summary_lines(self.state.results, terminalreporter.verbosity)
@@ -207,5 +207,4 @@ class AuditRun:
         terminalreporter.section("deaddir", sep="=")
         if github.annotations_wanted(config):
             lines += github.annotation_lines(self.state.results.entries)
-        for line in lines:
-            terminalreporter.write_line(line)
+        write_lines(terminalreporter, lines)

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_deaddir.report.words import (
+    COMPARED,
     checks_line,
-    closing_norm,
+    comparison,
     cosine,
     dead,
     dead_by_dtype,
-    decades,
     escaped,
     facts,
     incomplete,
@@ -20,7 +20,6 @@ from pytest_deaddir.report.words import (
     number,
     verdict,
     why_open_no_more,
-    worst_ratio,
 )
 from pytest_deaddir.rules.vocabulary import SEVERITIES
 
@@ -41,22 +40,8 @@ def render(models: Sequence[Entry], rules: Sequence[Rule] = ()) -> str:
 
 
 def _comparison(models: Sequence[Entry]) -> str:
-    headers = ["model", "kind", "d", "alignment", "noise ratio", "depth", "dead", "worst σ_min ratio", "verdict"]
-    rows = []
-    for entry in models:
-        cells = [""] * 7
-        if len(entry["model"]) > 1:  # else its audit ended in an error
-            norm = closing_norm(entry)
-            cells = [
-                norm["kind"] if norm else entry["model"]["normalisation"],
-                number(entry["model"]["width"]),
-                cosine(norm["alignment"]) if norm else "",
-                _measured(norm["noise_ratio"]) if norm else "",
-                decades(entry["model"]["depth"]),
-                dead(norm) if norm else "",
-                _measured(worst_ratio(entry)),
-            ]
-        rows.append([_code(label_of(entry)), *cells, verdict(entry)])
+    headers = ["model", *COMPARED]
+    rows = [[_code(label_of(entry)), *comparison(entry)] for entry in models]
     note = "dead: predicted/measured. σ_min ratio: of the block that keeps the least, relative to the median σ."
     return f"{_table(headers, rows)}\n\n{note}"
 

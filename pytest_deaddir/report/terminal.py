@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_deaddir.report.words import (
     checks_line,
+    comparison,
     cosine,
     counted,
     dead,
     dead_by_dtype,
     escaped,
     facts,
+    label_of,
     limit_words,
     number,
     shown,
@@ -78,9 +81,33 @@ def finding_lines(finding: Row) -> Iterator[str]:
         yield f"  measured  {column} = {escaped(shown(column, value))}" + (f", must be {limits}" if limits else "")
 
 
+class Coloured(str):
+    """A line with a colour of pytest's terminal writer; plain text to everybody else."""
+
+    colour: str
+
+    @classmethod
+    def of(cls, text: str, colour: str) -> Coloured:
+        """``text`` in ``colour``."""
+        line = cls(text)
+        line.colour = colour
+        return line
+
+
+_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
+
+
+def write_lines(writer: Any, lines: Iterable[str]) -> None:
+    """Write lines to pytest's terminal reporter, which leaves colours out where there are none."""
+    for line in lines:
+        writer.write_line(line, **({line.colour: True} if isinstance(line, Coloured) else {}))
+
+
 def summary_lines(results: Results, verbosity: int) -> list[str]:
     """The section at the end of a run; empty where no check of any model was to run."""
     lines: list[str] = []
+    if len(results.reported) > 1:
+        lines += _comparison_lines(results.entries)
     for label, result in results.reported.items():
         if lines:
             lines.append("")
@@ -92,12 +119,24 @@ def summary_lines(results: Results, verbosity: int) -> list[str]:
     return lines
 
 
+def _comparison_lines(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The models of a run beside one another, as far as the terminal is wide."""
+    headers = ["model", "kind", "d", "aligned", "noise", "depth", "dead", "σ min", "verdict"]
+    rows = [[label_of(entry), *comparison(entry)] for entry in entries]
+    used = [0, *(column for column in range(1, len(headers)) if any(row[column] for row in rows))]
+    yield from _fitted([headers[column] for column in used], [[row[column] for column in used] for row in rows])
+    yield from _wrapped(
+        "dead: predicted/measured; σ min: the worst block's ratio to the one before, relative to the median"
+    )
+
+
 def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[str]:
     if result.audit is None:
-        yield f"{label}: not audited" + (f": {escaped(result.error.splitlines()[0])}" if result.error else "")
+        told = f": {escaped(result.error.splitlines()[0])}" if result.error else ""
+        yield from _wrapped(f"{label}: not audited{told}", "red")
         yield checks_line(result.checks, result.error, result.incomplete)
         return
-    yield f"{label}: {_facts(result.audit, result.origin)}"
+    yield from _wrapped(f"{label}: {_facts(result.audit, result.origin)}")
     if verbosity >= 0:
         yield ""
         yield from _norm_lines(result, show_all=verbosity > 0)
@@ -107,11 +146,36 @@ def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[st
     if findings:
         yield ""
         for finding in findings:
-            yield f"{finding['code']} {finding['severity']:<7}  {escaped(finding['message'])}"
-            if why := why_open_no_more(finding):
-                yield f"  {escaped(why)}"
+            why = why_open_no_more(finding)
+            text = f"{finding['code']} {finding['severity']:<7}  {escaped(finding['message'])}"
+            yield from _wrapped(text, None if why else _COLOURS[finding["severity"]])
+            if why:
+                yield from _wrapped(f"  {escaped(why)}")
     yield ""
-    yield checks_line(result.checks, result.error, result.incomplete)
+    passed = not result.incomplete and not result.checks["failed"]
+    yield Coloured.of(checks_line(result.checks, result.error, result.incomplete), "green" if passed else "red")
+
+
+def _wrapped(text: str, colour: str | None = None) -> Iterator[str]:
+    """The text in lines that the terminal holds, the later ones indented."""
+    width = shutil.get_terminal_size().columns
+    look: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": "    "}
+    for line in textwrap.wrap(text, width, drop_whitespace=True, **look):
+        yield Coloured.of(line, colour) if colour else line
+
+
+def _fitted(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table whose first column, of paths or names, is cut until the terminal holds it."""
+    from tabulate import tabulate
+
+    def lines(room: int) -> list[str]:
+        cut = [[_shortened(row[0], room), *row[1:]] for row in rows]
+        return tabulate(cut, headers, disable_numparse=True).split("\n")
+
+    longest = max([len(headers[0]), *(len(escaped(row[0])) for row in rows)])
+    whole = lines(longest)
+    excess = max(map(len, whole)) - shutil.get_terminal_size().columns
+    return whole if excess <= 0 else lines(max(12, longest - excess))
 
 
 def _baseline_lines(model: Row) -> Iterator[str]:
@@ -121,7 +185,7 @@ def _baseline_lines(model: Row) -> Iterator[str]:
     yield ""
     yield f"compared with {escaped(model['baseline'])}"
     for text in model["not_compared"] or ():
-        yield f"  not compared: {escaped(text)}"
+        yield from _wrapped(f"  not compared: {escaped(text)}")
 
 
 def _facts(audit: dict[str, Any], origin: str | None) -> str:
@@ -135,19 +199,15 @@ def _facts(audit: dict[str, Any], origin: str | None) -> str:
 
 
 def _norm_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
-    from tabulate import tabulate
-
     assert result.audit is not None
     norms = result.audit["norms"]
     found = {finding["path"] for finding in result.findings}
     shown = [norm for norm in norms if show_all or norm["role"] == "final" or norm["path"] in found]
     measured = any(norm["samples"] for norm in shown)
     by_dtype = any(dead_by_dtype(norm) for norm in shown)
-    room = max(20, shutil.get_terminal_size().columns - (64 if measured else 48) - (18 if by_dtype else 0))
     headers = ["norm", "kind", "role", "|γ| min", "median", "dead"]
     headers += (["fp32/bf16/fp16"] if by_dtype else []) + (["aligned", "noise ratio"] if measured else [])
-    rows = [_norm_row(norm, measured, by_dtype, room) for norm in shown]
-    yield from tabulate(rows, headers, disable_numparse=True).split("\n")
+    yield from _fitted(headers, [_norm_row(norm, measured, by_dtype) for norm in shown])
     if len(shown) < len(norms):
         yield f"({len(norms) - len(shown)} more without findings; -v shows them)"
 
@@ -158,8 +218,6 @@ WORST = 3
 
 def _block_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
     """The residual stream: the blocks that keep the least of σ_min, and those with findings."""
-    from tabulate import tabulate
-
     assert result.audit is not None
     blocks = result.audit["blocks"]
     if not blocks:
@@ -175,10 +233,9 @@ def _block_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
         or block["inconclusive"]
         or (block["smin_ratio_relative"] is not None and block["smin_ratio_relative"] <= limit)
     ]
-    room = max(20, shutil.get_terminal_size().columns - 48)
     rows = [
         [
-            _shortened(block["path"], room),
+            block["path"],
             number(block["sigma_min"]) + ("" if block["readable"] in (True, None) else " *"),
             number(block["sigma_median"]),
             number(block["smin_ratio"]),
@@ -189,14 +246,14 @@ def _block_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
     ]
     yield ""
     headers = ["residual stream after", "σ min", "median", "ratio", "relative", "dead"]
-    yield from tabulate(rows, headers, disable_numparse=True).split("\n")
+    yield from _fitted(headers, rows)
     if len(shown) < len(blocks):
         yield f"({len(blocks) - len(shown)} more that keep as much or more; -v shows them)"
     if any(block["readable"] is False for block in shown):
         yield "* below the noise floor of the dtype"
     for block in shown:
         if block["inconclusive"]:
-            yield f"{escaped(block['path'])}: {escaped(block['inconclusive'])}"
+            yield from _wrapped(f"{escaped(block['path'])}: {escaped(block['inconclusive'])}")
 
 
 def _shortened(path: str, room: int) -> str:
@@ -205,9 +262,9 @@ def _shortened(path: str, room: int) -> str:
     return path if len(path) <= room else f"…{path[-room + 1 :]}"
 
 
-def _norm_row(norm: Row, measured: bool, by_dtype: bool, room: int) -> list[str]:
+def _norm_row(norm: Row, measured: bool, by_dtype: bool) -> list[str]:
     cells = [
-        _shortened(norm["path"], room),
+        norm["path"],
         norm["kind"],
         norm["role"],
         number(norm["gamma_min"]),

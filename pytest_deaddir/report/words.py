@@ -114,6 +114,27 @@ def worst_ratio(entry: Entry) -> float | None:
     return min((ratio for ratio in ratios if ratio is not None), default=None)
 
 
+#: The comparison of several models: the paper's table.
+COMPARED = ("kind", "d", "alignment", "noise ratio", "depth", "dead", "worst σ_min ratio", "verdict")
+
+
+def comparison(entry: Entry) -> list[str]:
+    """A model's cells under :data:`COMPARED`."""
+    if len(entry["model"]) == 1:  # its audit ended in an error
+        return [*[""] * 7, verdict(entry)]
+    norm, worst = closing_norm(entry), worst_ratio(entry)
+    return [
+        norm["kind"] if norm else entry["model"]["normalisation"],
+        number(entry["model"]["width"]),
+        cosine(norm["alignment"]) if norm else "",
+        "" if norm is None or norm["noise_ratio"] is None else number(norm["noise_ratio"]),
+        decades(entry["model"]["depth"]),
+        dead(norm) if norm else "",
+        "" if worst is None else number(worst),
+        verdict(entry),
+    ]
+
+
 def verdict(entry: Entry) -> str:
     """What came of a model's checks, in one or two words. Only ``passed`` and ``passed with warnings`` are a pass."""
     checks = entry["checks"]

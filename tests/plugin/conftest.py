@@ -39,6 +39,7 @@ def _without_strangers(pytester, monkeypatch):
     """Other plugins of this environment would cost each inner run more than the audit, or change the order of its items."""
     monkeypatch.delenv("CI", raising=False)  # under CI pytest's summary repeats whole messages
     monkeypatch.delenv("BUILD_NUMBER", raising=False)
+    monkeypatch.setenv("COLUMNS", "400")  # a sentence is one line
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio -p no:randomly")
 
 

@@ -194,3 +194,11 @@ def test_a_direction_is_dead_below_the_floor_of_its_own_coordinate():
 
 def test_one_point_has_no_spread():
     assert accumulated(torch.ones(50, 4)).spread < 1e-12
+
+
+def test_a_copy_is_the_rows_as_they_are_and_not_what_another_process_gets():
+    """Taps are copied before each batch, to go back to where one does not fit: the copy keeps its device and its files."""
+    rows = Accumulator(3, torch.eye(3)[:1].double(), keep=lambda tensor: tensor)
+    rows.update(torch.ones(2, 3))
+    twin = copy.copy(rows)
+    assert {name: id(value) for name, value in vars(twin).items()} == {n: id(v) for n, v in vars(rows).items()}
