@@ -77,7 +77,7 @@ def facts(entry: Entry) -> Iterator[tuple[str, str]]:
     how = f"{number(model['level'])} in {number(model['dtype'])}"
     yield "level", how + (f" on {model['device']}" if model["device"] else "")
     if model["max_memory"]:
-        held = ", ".join(f"{size / 1e9:.3g} GB on {place}" for place, size in model["placement"].items())
+        held = ", ".join(f"{size / 1e9:.3g} GB on {place}" for place, size in (model["placement"] or {}).items())
         yield "memory", f"weights within {model['max_memory']}: {held}"
     if model["samples"]:
         synthetic = ", synthetic" if model["inputs_source"] == "synthetic" else ""

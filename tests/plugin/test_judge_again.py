@@ -187,6 +187,14 @@ def test_the_fixtures_give_it(report, again, pytester):
     result.stdout.fnmatch_lines(["*audit.json: healthy was audited at level read, and level full is asked for"])
 
 
+def test_there_is_nothing_that_it_is_fed(report, pytester):
+    pytester.makepyfile("def test_inputs(deaddir_inputs): pass")
+    result = pytester.runpytest_inprocess("--deaddir-from=audit.json", "-k", "test_inputs")
+    assert result.parseoutcomes()["errors"] == 2
+    result.stdout.fnmatch_lines(["*healthy is judged again from audit.json and fed nothing*"])
+    assert_no_insides(result)
+
+
 def test_a_baseline_is_compared_with_what_was_stored(report, again, pytester):
     shutil.copy(report, pytester.path / "before.json")
     document = json.loads(report.read_text())
