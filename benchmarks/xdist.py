@@ -3,8 +3,9 @@ does the second worker save?
 
     python benchmarks/xdist.py [--runs N] [--width D] [--layers L]
 
-Whole runs of pytest, start and imports included, one BLAS thread in each process. Exits with 1 where a model was loaded
-or measured more than once, or where two workers were less than 1.5 times as fast.
+Whole runs of pytest, start and imports included, one BLAS thread in each process. Beside the time on the clock, which wants
+two free cores, stands that of the processor on the longest path: the controller's and the busier worker's. Exits with 1 where
+a model was loaded or measured more than once, or where two workers were less than 1.5 times as fast on the clock.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ MODELS = 4
 #: How many times as fast two workers must be.
 BAR = 1.5
 CONFTEST = """
+import os, time
 import pytest_deaddir.api
 import pytest_deaddir.source.load
+
+def pytest_unconfigure():
+    with open("processor.txt", "a") as file:
+        file.write(f"{os.environ.get('PYTEST_XDIST_WORKER', '')} {time.process_time()}\\n")
 
 def counted(module, name):
     plain = getattr(module, name)
@@ -41,9 +47,10 @@ counted(pytest_deaddir.source.load, "load")
 """
 
 
-def one_run(folder: Path, specs: list[str], workers: int) -> float:
-    """Seconds of a run. Exits where the models were not loaded and measured once each."""
-    (folder / "counted.txt").unlink(missing_ok=True)
+def one_run(folder: Path, specs: list[str], workers: int) -> tuple[float, float]:
+    """Seconds of a run, on the clock and of the processor. Exits where a model was not loaded and measured once."""
+    for name in ("counted.txt", "processor.txt"):
+        (folder / name).unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(workers), "-p", "no:cacheprovider"]
     command += [f"--deaddir-model={spec}" for spec in specs]
     started = time.perf_counter()
@@ -57,7 +64,9 @@ def one_run(folder: Path, specs: list[str], workers: int) -> float:
     expected = Counter(f"{name} {spec}" for spec in specs for name in ("measure", "load"))
     if counted != expected:
         raise SystemExit(f"-n {workers}: not once each: {dict(counted)}")
-    return seconds
+    used = [line.split(" ") for line in (folder / "processor.txt").read_text().splitlines()]
+    of_workers = [float(processor) for worker, processor in used if worker]
+    return seconds, max(of_workers, default=0.0) + sum(float(processor) for worker, processor in used if not worker)
 
 
 def main() -> None:
@@ -68,19 +77,22 @@ def main() -> None:
     arguments = parser.parse_args()
     size = f"n_embd={arguments.width}&n_layer={arguments.layers}&n_head=4&vocab_size=1000&n_positions=256"
     specs = [f"random:gpt2?{size}&seed={seed}" for seed in range(MODELS)]
-    seconds: dict[int, list[float]] = {0: [], 2: []}
+    seconds: dict[int, list[tuple[float, float]]] = {0: [], 2: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "conftest.py").write_text(CONFTEST)
         for run in range(arguments.runs):
             for workers in (0, 2) if run % 2 == 0 else (2, 0):
                 seconds[workers].append(one_run(folder, specs, workers))
-    medians = {workers: statistics.median(times) for workers, times in seconds.items()}
-    for workers, times in seconds.items():
-        print(f"-n {workers}: {medians[workers]:6.2f} s  ({', '.join(f'{t:.2f}' for t in times)})")
-    ratio = medians[0] / medians[2]
-    print(f"each of {MODELS} models was loaded and measured once; -n 2 is {ratio:.2f} times as fast (bar: {BAR})")
-    sys.exit(ratio < BAR)
+    ratios = []
+    for which, clock in enumerate(("on the clock", "of the processor")):
+        medians = {workers: statistics.median(run[which] for run in runs) for workers, runs in seconds.items()}
+        ratios.append(medians[0] / medians[2])
+        print(f"{clock}: -n 0 {medians[0]:.2f} s, -n 2 {medians[2]:.2f} s: {ratios[-1]:.2f} times as fast")
+    print(
+        f"each of {MODELS} models was loaded and measured once; medians of {arguments.runs} runs; bar {BAR} on the clock"
+    )
+    sys.exit(ratios[0] < BAR)
 
 
 if __name__ == "__main__":
