@@ -104,13 +104,9 @@ class Measurements:
         from pytest_deaddir.api import batches
         from pytest_deaddir.errors import ModelError
 
-<<<<<<< HEAD
-        plan = replace(plan, level="forward", baseline=None)
-=======
         if plan.stored is not None:
             raise ModelError(f"{plan.spec.text} is judged again from {plan.stored.path.name} and fed nothing")
-        plan = replace(plan, level="forward")
->>>>>>> ad55414 (Inputs of a report that is judged again: a plain answer; a placement that is missing)
+        plan = replace(plan, level="forward", baseline=None)
         if plan not in self._batches:
             self._batches[plan] = batches(
                 plan.spec,

@@ -36,11 +36,12 @@ def with_torch(_loaded):
 
 @pytest.fixture(autouse=True)
 def _without_strangers(pytester, monkeypatch):
-    """Other plugins of this environment would cost each inner run more than the audit, or change the order of its items."""
+    """Other plugins of this environment would cost each inner run more than the audit, or change its order and what it prints."""
     monkeypatch.delenv("CI", raising=False)  # under CI pytest's summary repeats whole messages
     monkeypatch.delenv("BUILD_NUMBER", raising=False)
     monkeypatch.setenv("COLUMNS", "400")  # a sentence is one line
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio -p no:randomly")
+    others = "hypothesispytest anyio randomly html metadata pytest_github_actions_annotate_failures"
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in others.split()))
 
 
 @pytest.fixture
