@@ -125,9 +125,8 @@ def _comparison_lines(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
     rows = [[label_of(entry), *comparison(entry)] for entry in entries]
     used = [0, *(column for column in range(1, len(headers)) if any(row[column] for row in rows))]
     yield from _fitted([headers[column] for column in used], [[row[column] for column in used] for row in rows])
-    yield from _wrapped(
-        "dead: predicted/measured; σ min: the worst block's ratio to the one before, relative to the median"
-    )
+    worst = "; σ min: the worst block's ratio to the one before, relative to the median" if 7 in used else ""
+    yield from _wrapped(f"dead: predicted/measured{worst}")
 
 
 def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[str]:
