@@ -34,6 +34,8 @@ MOST = 20
 
 def render(models: Sequence[Entry], rules: Sequence[Rule] = ()) -> str:
     """Where there are several models, a table that compares them; then each with its facts, closing norm and findings."""
+    if not models:
+        return "Nothing was audited.\n"
     parts = [_comparison(models)] if len(models) > 1 else []
     parts += ["\n".join(_model_lines(entry)) for entry in models]
     return "\n\n".join(parts) + "\n"

@@ -118,7 +118,7 @@ def _location(entry: Entry) -> dict[str, Any]:
 
 
 def _invocation(models: Sequence[Entry], left_out: int) -> dict[str, Any]:
-    """Whether every check ran, and what kept it from that."""
+    """Whether every check ran, and what kept it from that. Where there is no model, a gate file could not be read."""
     notes = []
     for entry in models:
         if entry.get("error"):
@@ -136,7 +136,7 @@ def _invocation(models: Sequence[Entry], left_out: int) -> dict[str, Any]:
     if left_out > 0:
         text = f"{left_out} findings of least severity are left out: GitHub shows {MOST}"
         notifications.append({"level": "warning", "message": {"text": text}})
-    return {"executionSuccessful": not notes, "toolExecutionNotifications": notifications}
+    return {"executionSuccessful": bool(models) and not notes, "toolExecutionNotifications": notifications}
 
 
 def _plain(text: str) -> str:

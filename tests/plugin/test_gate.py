@@ -273,3 +273,13 @@ def test_the_schema_for_editors_knows_what_the_loader_does(gate):
         assert not schema.is_valid(wrong)
     assert not schema.is_valid({"models": {"m": model | {"level": "deep"}}})
     assert not schema.is_valid({"models": {"m": model}, "suppress": [{"code": "DD001"}]})
+
+
+def test_a_gate_that_cannot_be_read_leaves_no_report_of_success(run, gate, checkpoint, pytester):
+    checkpoint()
+    gate("levle = 'read'")
+    run("--deaddir-report=out.sarif", "--deaddir-report=out.md", "--deaddir-report=out.html")
+    [sarif] = json.loads((pytester.path / "out.sarif").read_text())["runs"]
+    assert not sarif["invocations"][0]["executionSuccessful"]
+    assert (pytester.path / "out.md").read_text() == "Nothing was audited.\n"
+    assert "Nothing was audited" in (pytester.path / "out.html").read_text()

@@ -126,6 +126,7 @@ def test_an_audit_that_ended_in_an_error_or_early_was_no_success():
     assert not invocation["executionSuccessful"]
     (notification,) = invocation["toolExecutionNotifications"]
     assert "broken: the audit ended in an error: model.safetensors:" in notification["message"]["text"]
+    assert not run_of([])["invocations"][0]["executionSuccessful"]
     early = healthy()
     early["checks"]["run"] = 3
     assert not run_of([early])["invocations"][0]["executionSuccessful"]
