@@ -151,6 +151,16 @@ def test_pytest_decides_whether_there_is_a_cache_and_when_it_is_cleared(run, pyt
     assert [run(*clear)[1] for clear in (["--cache-clear"], [])] == [1, 0]
 
 
+def test_processes_that_measure_together_each_measure(run, pytester, monkeypatch):
+    """One that found it kept, on its own node, would leave the others waiting."""
+    run()
+    before = kept(pytester)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run of test")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert [run()[1] for _ in range(2)] == [1, 1]
+    assert kept(pytester) == before
+
+
 @pytest.mark.filterwarnings("ignore:.*cache")
 def test_a_cache_that_cannot_be_written_to_fails_nothing(run, pytester):
     (pytester.path / ".pytest_cache").mkdir()
