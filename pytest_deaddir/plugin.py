@@ -1,19 +1,23 @@
 """The pytest hooks, as a table of contents. pytest imports this in every run: nothing heavy, and nothing at all is
-registered beyond options, a marker and fixtures until a model is named."""
+registered beyond options, a marker and fixtures until a model is named (run.py)."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from pytest_deaddir.options import GATE, add_options, in_one_word
-
-if TYPE_CHECKING:
-    from pytest_deaddir.session import State
+from pytest_deaddir import hookspecs
+from pytest_deaddir.fixtures import deaddir_audit as deaddir_audit
+from pytest_deaddir.fixtures import deaddir_device as deaddir_device
+from pytest_deaddir.fixtures import deaddir_inputs as deaddir_inputs
+from pytest_deaddir.fixtures import deaddir_model as deaddir_model
+from pytest_deaddir.fixtures import norm_probe as norm_probe
+from pytest_deaddir.fixtures import norm_site as norm_site
+from pytest_deaddir.fixtures import residual_block as residual_block
+from pytest_deaddir.options import GATE, add_options
 
 _MARKER = (
     "deaddir(model=None, level=None, dtype=None, kind=None, role=None, stack=None, rules=None): "
@@ -26,15 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    from pytest_deaddir import fixtures, hookspecs
-
     pluginmanager.add_hookspecs(hookspecs)
-    # not by pytest_plugins, for which pytest reads the entry points of every installed distribution: some milliseconds
-    pluginmanager.register(fixtures, "deaddir-fixtures")
 
-
-#: The name under which what a run that audits needs is registered.
-_RUN = "deaddir-run"
 
 #: The command line to start again with, where pytest began with somebody else's configuration.
 _RESTART = pytest.StashKey[list[str]]()
@@ -44,6 +41,8 @@ _RESTART = pytest.StashKey[list[str]]()
 def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str], parser: pytest.Parser) -> None:
     if not any("--deaddir-" in str(word) for word in early_config.invocation_params.args):
         return
+    from pytest_deaddir.restart import in_one_word
+
     if words := in_one_word(early_config, parser):
         early_config.stash[_RESTART] = words
         args[:] = words  # without the addopts of that configuration
@@ -92,119 +91,25 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     return GateFile.from_parent(parent, path=file_path)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for an audit runs once per model, one that asks for a row of a table once per row of each."""
+    if "deaddir_model" in metafunc.fixturenames:  # which all that need one ask for
+        from pytest_deaddir.visits import parametrize
+
+        parametrize(metafunc)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """The controller collects nothing by itself."""
     if any(nodeid.partition("::")[0].rpartition("/")[2] == GATE for nodeid in ids):
         _begin(node.config)
-    if run := node.config.pluginmanager.get_plugin(_RUN):
+    if run := node.config.pluginmanager.get_plugin("deaddir-run"):
         run.state.results.plan(ids)
 
 
 def _begin(config: pytest.Config) -> None:
     """From here on this run audits."""
-    if config.pluginmanager.has_plugin(_RUN):
-        return
-    from pytest_deaddir.session import state_of
-    from pytest_deaddir.stages.ranks import world
+    from pytest_deaddir.run import begin
 
-    config.pluginmanager.register(AuditRun(state_of(config)), _RUN)
-    if world()[0]:
-        _be_silent(config)
-
-
-def _be_silent(config: pytest.Config) -> None:
-    """Of several processes that torchrun started the first alone shows and writes what came out."""
-    config.option.xmlpath = None
-    config.pluginmanager.unregister(name="terminalreporter")
-    config.pluginmanager.set_blocked("terminalreporter")
-
-
-class AuditRun:
-    """Registered where there is something to audit."""
-
-    def __init__(self, state: State) -> None:
-        self.state = state
-
-    def pytest_report_header(self) -> list[str]:
-        from pytest_deaddir.report.terminal import header
-
-        return header(self.state.settings) if self.state.settings.subjects else []
-
-    def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
-        from pytest_deaddir.report.terminal import gate_header
-
-        if config.get_verbosity() < 0:
-            return []
-        return [line for path, subjects in self.state.gates.items() for line in gate_header(path, subjects)]
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_make_collect_report(
-        self, collector: pytest.Collector
-    ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-        report = yield
-        if isinstance(collector, pytest.Session):
-            from pytest_deaddir.collection import ModelCollector
-
-            subjects = self.state.settings.subjects.values()
-            others = [] if self.state.settings.only and subjects else report.result or []
-            report.result = [*others, *(ModelCollector.of(collector, subject) for subject in subjects)]
-        return report
-
-    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
-        from pytest_deaddir.collection import lies_in_a_checkpoint
-
-        settings = self.state.settings
-        left_out = settings.only and collection_path.is_file() and collection_path.name != GATE
-        return True if left_out or lies_in_a_checkpoint(collection_path, self.state) else None
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        from pytest_deaddir.collection import plans_of
-
-        self.state.results.plan([item.nodeid for item in session.items])
-        self.state.measurements.expect(plans_of(session.items))
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        from pytest_deaddir.collection import AuditItem
-
-        report = yield
-        if isinstance(item, AuditItem) and call.when == "call":
-            item.report(report)
-        return report
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        config = self.state.config
-        for model, finding in self.state.results.take(report):
-            if not hasattr(config, "workerinput"):
-                config.hook.pytest_deaddir_finding(config=config, model=model, finding=finding)
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        from pytest_deaddir.stages.ranks import world
-
-        config = session.config
-        if hasattr(config, "workerinput") or world()[0] or config.option.collectonly:  # one process writes files
-            return
-        self.state.results.write(self.state.rules)
-        if not self.state.update_baselines() and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if not config.pluginmanager.has_plugin("terminalreporter"):  # -p no:terminal is no wish not to know
-            from pytest_deaddir.report.terminal import summary_lines
-
-            sys.stderr.writelines(f"{line}\n" for line in summary_lines(self.state.results, verbosity=-1))
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        from pytest_deaddir.report import github
-        from pytest_deaddir.report.terminal import summary_lines, write_lines
-
-        config = terminalreporter.config
-        lines = summary_lines(self.state.results, terminalreporter.verbosity)
-        if not lines or config.option.collectonly:
-            return
-        terminalreporter.section("deaddir", sep="=")
-        if github.annotations_wanted(config):
-            lines += github.annotation_lines(self.state.results.entries)
-        write_lines(terminalreporter, lines)
+    begin(config)
