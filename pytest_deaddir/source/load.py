@@ -134,8 +134,9 @@ def _random(spec: Spec, dtype: str | None, limit: Limit | None) -> Model:
         raise SpecError(f"{spec.text}: transformers has no model type {kind!r}{hint}")
     with quiet():
         known = AutoConfig.for_model(kind)
+        settable = {*dir(known), *known.attribute_map}  # hasattr raises where layers differ in a value (gemma 4's head_dim)
         for name in overrides:
-            if not hasattr(known, name):
+            if name not in settable:
                 close = difflib.get_close_matches(name, vars(known), n=3)
                 raise SpecError(
                     f"{spec.text}: the {kind} config has no {name!r}"

@@ -446,6 +446,20 @@ def test_an_unknown_setting_of_a_model_type(audit, with_torch):
     assert_fails_whole(result, "the gpt2 config has no 'n_layers'")
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "random:gpt2?num_hidden_layers=1&n_embd=32&n_head=4&vocab_size=64",  # an alias of n_layer
+        "random:gemma4_text?hidden_size=64&num_hidden_layers=2&num_attention_heads=4&num_key_value_heads=2&head_dim=16"
+        "&intermediate_size=64&vocab_size=128&hidden_size_per_layer_input=0",  # layers differ in head_dim
+    ],
+)
+def test_settings_a_config_has_by_another_name_or_for_each_layer(audit, with_torch, spec):
+    result = audit(models=[spec], level="forward")
+    assert result.ret == 0, result.stdout.str()
+    result.stdout.fnmatch_lines(["* checks ran: * 0 failed, *"])
+
+
 def test_settings_that_transformers_cannot_build(audit, with_torch):
     result = audit("--deaddir-report=out.json", models=["random:gpt2?n_embd=32&n_head=5"], level="forward")
     assert_fails_whole(result, "transformers cannot build it")
