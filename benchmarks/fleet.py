@@ -1,6 +1,6 @@
 """A fleet of small checkpoints beside one process that audits them one after the other, and what going on costs.
 
-    python benchmarks/fleet.py [--subjects 200] [--processes 2]
+    python benchmarks/fleet.py [--subjects 200] [--processes 2] [--width 192]
 
 Each number is of a whole process, with its imports. One BLAS thread for each audit in all of them.
 """
@@ -26,7 +26,7 @@ for text in Path(sys.argv[1]).read_text().split():
 
 
 def seconds(*command, folder):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     began = time.perf_counter()
     subprocess.run([sys.executable, *command], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
@@ -36,10 +36,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--subjects", type=int, default=200)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--width", type=int, default=192, help="of the models' six layers (default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = "random:gpt2?n_layer=6&n_embd=96&n_head=4&vocab_size=256&n_positions=128&seed="
+        model = f"random:gpt2?n_layer=6&n_embd={options.width}&n_head=4&vocab_size=256&n_positions=128&seed="
         (folder / "subjects.txt").write_text("\n".join(f"{model}{n}" for n in range(options.subjects)))
         (folder / "one.txt").write_text(f"{model}0")
         alone = seconds("-c", ALONE, "subjects.txt", "alone", folder=folder)

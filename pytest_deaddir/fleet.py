@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
@@ -296,15 +297,27 @@ def _cluster(address: str | None) -> Iterator[int]:
 
     # Ray runs as many audits as there are cores, so that each is to have one thread.
     environment = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ}
-    started: dict[str, Any] = {"address": address}
     if address is None:  # workers import what this process imports, wherever it lies
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        started = {"include_dashboard": False, "logging_level": "ERROR"}
-    ray.init(runtime_env={"env_vars": environment}, log_to_driver=False, **started)
+        with _environment(environment):  # inherited: with a runtime_env Ray would start its first workers anew
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    else:
+        ray.init(address, runtime_env={"env_vars": environment}, log_to_driver=False)
     try:
         yield int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 if __name__ == "__main__":

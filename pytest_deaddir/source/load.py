@@ -134,10 +134,8 @@ def _random(spec: Spec, dtype: str | None, limit: Limit | None) -> Model:
         raise SpecError(f"{spec.text}: transformers has no model type {kind!r}{hint}")
     with quiet():
         known = AutoConfig.for_model(kind)
-        settable = {
-            *dir(known),
-            *known.attribute_map,
-        }  # hasattr raises where layers differ in a value (gemma 4's head_dim)
+        # hasattr raises where layers differ in a value, such as gemma 4's head_dim
+        settable = {*dir(known), *known.attribute_map}
         for name in overrides:
             if name not in settable:
                 close = difflib.get_close_matches(name, vars(known), n=3)
