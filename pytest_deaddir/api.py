@@ -38,6 +38,7 @@ def audit(
     solver: str = "inverse",
     baseline: Audit | str | Path | nn.Module | None = None,
     max_memory: str | None = None,
+    tp_plan: str | None = None,
 ) -> Audit:
     """Measure a subject and judge it.
 
@@ -47,7 +48,8 @@ def audit(
     float16; default the checkpoint's own. ``rules``: default the shipped ones. ``samples``: rows of activations, default
     4 × width. ``batch_size``: sequences of one forward pass, default as many as make about 2000 rows.
     ``solver``: inverse, or svd for full decompositions of every tap. ``max_memory``: what the weights may take, as for
-    ``--deaddir-max-memory``: 2GB, or cpu=2GB,0=20GB. ``baseline``: an earlier audit to compare with, or another subject to
+    ``--deaddir-max-memory``: 2GB, or cpu=2GB,0=20GB. ``tp_plan``: auto where the processes of torchrun share the weights, as
+    for ``--deaddir-tp-plan``. ``baseline``: an earlier audit to compare with, or another subject to
     audit in the same way first; findings that it holds are marked ``known`` and fail no check.
     Raises a :class:`~pytest_deaddir.errors.DeaddirError` that says what is wrong with the subject or the inputs.
     """
@@ -63,6 +65,7 @@ def audit(
         "batch_size": batch_size,
         "solver": solver,
         "max_memory": max_memory,
+        "tp_plan": tp_plan,
     }
     rules = load_rules([shipped_rules()]) if rules is None else rules
     measured = measure(subject, **how)
@@ -87,6 +90,7 @@ def measure(
     sites: str | None = None,
     solver: str = "inverse",
     max_memory: str | None = None,
+    tp_plan: str | None = None,
 ) -> Audit:
     """:func:`audit` without the judging: the tables are filled, ``findings`` and ``checks`` are empty."""
     if level not in LEVELS:
@@ -95,8 +99,7 @@ def measure(
         subject = parse_spec(str(subject))
     if isinstance(subject, Spec):
         check_level(subject, level)
-        if max_memory is not None and level != "read":
-            check_limited(subject)
+        check_placing(subject, level, device, max_memory, tp_plan)
         if level == "read":
             return read(subject, dtype=dtype, sites=sites)
     else:
@@ -113,7 +116,7 @@ def measure(
         "solver": solver,
     }
     with Ranks().together(subject.text if isinstance(subject, Spec) else type(subject).__name__):
-        return _measured(subject, level, device, dtype, max_memory, options)
+        return _measured(subject, level, device, dtype, max_memory, tp_plan, options)
 
 
 def _measured(
@@ -122,6 +125,7 @@ def _measured(
     device: str | None,
     dtype: str | None,
     max_memory: str | None,
+    tp_plan: str | None,
     options: dict[str, Any],
 ) -> Audit:
     from pytest_deaddir.source.load import load, placed, wrap
@@ -135,11 +139,11 @@ def _measured(
     if isinstance(subject, Spec):
         parameters = read_stage(subject, dtype, download=True) if subject.has_files else None
         tell(Step("loading"))
-        model = load(subject, device or "auto", dtype, max_memory)
+        model = load(subject, device or "auto", dtype, max_memory, tp_plan)
     elif level == "read":
         raise SpecError("a module has no files to read: use level forward")
-    elif max_memory is not None:
-        raise SpecError("a module is loaded already: max_memory is for what a spec names")
+    elif max_memory is not None or tp_plan is not None:
+        raise SpecError("a module is loaded already: max_memory and tp_plan are for what a spec names")
     elif device is None and dtype is None:
         model = wrap(subject)
     else:
@@ -165,6 +169,7 @@ def batches(
     samples: int | None,
     batch_size: int | None,
     max_memory: str | None,
+    tp_plan: str | None,
 ) -> list[Mapping[str, Any]]:
     """What :func:`measure` feeds ``spec`` at the level forward: the arguments of each batch by name, where the model ran.
 
@@ -175,7 +180,7 @@ def batches(
     from pytest_deaddir.source.load import load
     from pytest_deaddir.stages.forward import batches_fed
 
-    model = load(spec, device, dtype, max_memory)
+    model = load(spec, device, dtype, max_memory, tp_plan)
     return batches_fed(model, prepare(model, inputs, 0, batch_size), samples)
 
 
@@ -202,10 +207,28 @@ def check_level(spec: Spec, level: Level) -> None:
         require_torch(f"{spec.text}: --deaddir-level {level}")
 
 
-def check_limited(spec: Spec) -> None:
-    """Raise :class:`SpecError` where ``spec`` cannot be loaded within a limit of memory."""
-    if not spec.can_be_limited:
+def check_placing(spec: Spec, level: Level, device: str | None, max_memory: str | None, tp_plan: str | None) -> None:
+    """Raise :class:`SpecError` where ``spec`` cannot be loaded within a limit of memory, or in parts, as it is asked."""
+    from pytest_deaddir.stages.ranks import world
+
+    if level == "read":  # nothing is loaded
+        return
+    if max_memory is not None and not spec.can_be_limited:
         raise SpecError(f"{spec.text}: a limit of memory is only for directories, models on the hub and random:TYPE")
+    if tp_plan is None:
+        return
+    if tp_plan != "auto":
+        raise SpecError(f"no tp_plan {tp_plan!r}: auto")
+    refused = {
+        "is only for directories and models on the hub": not spec.can_be_sharded,
+        "needs several processes: torchrun --nproc-per-node=2 -m pytest …": world()[1] == 1,
+        "and --deaddir-max-memory cannot be given together": max_memory is not None,
+        "chooses the device by itself: leave --deaddir-device out": device not in (None, "auto"),
+        "is for the levels read and forward: full moves weights of which no process has the whole": level == "full",
+    }
+    for problem, applies in refused.items():
+        if applies:
+            raise SpecError(f"{spec.text}: --deaddir-tp-plan {problem}")
 
 
 def probe(

@@ -38,6 +38,7 @@ OPTIONS = {
     "batch-size": _NUMBER,
     "baseline": _TEXT,
     "max-memory": _TEXT,
+    "tp-plan": _TEXT,
     "rules": _WORDS,
     "select": _WORDS,
     "extend-select": _WORDS,

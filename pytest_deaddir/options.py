@@ -16,6 +16,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SITES = ("all", "final")
 SOLVERS = ("inverse", "svd")
+TP_PLANS = ("auto",)
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -53,6 +54,11 @@ def add_options(parser: pytest.Parser) -> None:
     add("batch-size", "N", "Sequences of one forward pass (default: as many as make about 2000 rows).")
     add(
         "max-memory", "SIZE", "What the weights may take: 2GB, or cpu=2GB,0=20GB; the rest is offloaded (default: all)."
+    )
+    add(
+        "tp-plan",
+        "PLAN",
+        "How torchrun's processes share the weights: auto, by transformers' plan (default: each has all).",
     )
     add("no-cache", None, "Measure anew what is kept in pytest's cache, and keep nothing.", "bool", "store_true")
     add("rules", "PATH", "Rule file (.toml, .py) or folder, beside the shipped ones. Repeatable.", "linelist", "append")

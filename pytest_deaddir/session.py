@@ -116,6 +116,7 @@ class Measurements:
                 samples=plan.samples,
                 batch_size=plan.batch_size,
                 max_memory=plan.max_memory,
+                tp_plan=plan.tp_plan,
             )
         return self._batches[plan]
 
@@ -146,6 +147,7 @@ def _measure(plan: Plan, inputs: Any) -> Audit:
         samples=plan.samples,
         batch_size=plan.batch_size,
         max_memory=plan.max_memory,
+        tp_plan=plan.tp_plan,
         sites=plan.sites,
         solver=plan.solver or "inverse",
     )

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_deaddir.baseline import Baseline, baseline_of
 from pytest_deaddir.given import Given
-from pytest_deaddir.options import DEVICES, DTYPES, GATE, SITES, SOLVERS
+from pytest_deaddir.options import DEVICES, DTYPES, GATE, SITES, SOLVERS, TP_PLANS
 from pytest_deaddir.report import FORMATS
 from pytest_deaddir.stages.ranks import world
 from pytest_deaddir.tables import LEVELS
@@ -40,6 +40,7 @@ class Plan:
     samples: int | None = None
     batch_size: int | None = None
     max_memory: str | None = None
+    tp_plan: str | None = None
     baseline: Baseline | None = None
     stored: Stored | None = None  # an earlier report's audit, which is judged again in place of measuring
 
@@ -48,7 +49,7 @@ class Plan:
         """What was asked for, name and value, for another command line."""
         names = ("sites", "solver", "dtype", "inputs", "samples")
         given = [(name, getattr(self, name)) for name in names]
-        given += [("batch-size", self.batch_size), ("max-memory", self.max_memory)]
+        given += [("batch-size", self.batch_size), ("max-memory", self.max_memory), ("tp-plan", self.tp_plan)]
         given += [("device", None if self.device == "auto" else self.device)]
         given += [("baseline", self.baseline and self.baseline.written)]
         return [(name, value) for name, value in given if value is not None]
@@ -212,6 +213,7 @@ def measuring(given: Given) -> dict[str, Any]:
         "samples": given.number("samples"),
         "batch_size": given.number("batch-size"),
         "max_memory": given.memory("max-memory"),
+        "tp_plan": given.one_of("tp-plan", TP_PLANS),
     }
 
 
@@ -220,14 +222,13 @@ def plan_of(text: str, base: Path, how: Mapping[str, Any]) -> Plan:
 
     Raises SpecError for what names nothing, or cannot be audited at its level with what is installed.
     """
-    from pytest_deaddir.api import check_level, check_limited
+    from pytest_deaddir.api import check_level, check_placing
     from pytest_deaddir.source.spec import parse_spec
 
     spec = parse_spec(text, base)
     level: Level = how["level"] or ("read" if spec.highest_level == "read" else "forward")
     check_level(spec, level)
-    if how["max_memory"] is not None and level != "read":
-        check_limited(spec)
+    check_placing(spec, level, how["device"], how["max_memory"], how["tp_plan"])
     return Plan(spec, **{**how, "level": level})
 
 

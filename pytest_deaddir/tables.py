@@ -59,6 +59,7 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "placement": _FORWARD,  # bytes of weights by where they are held: a device, or disk
         "accumulators": _FORWARD,  # bytes
         "processes": _FORWARD,  # that measured together
+        "tp_plan": _FORWARD,  # by which they shared the weights; None where each had all
         "baseline": _READ,  # the spec of what the audit was compared with; this and what follows None without one
         "baseline_findings": _READ,  # code → what was measured, of the findings that the baseline holds
         "normalisation_change": _READ,  # such as "layernorm → rmsnorm"; empty where there is none
@@ -191,7 +192,7 @@ TYPES: dict[str, str] = {
     **dict.fromkeys(("lost_sites", "new_sites", "not_compared"), "texts"),
     **dict.fromkeys(("deflated_dimension", "predicted_dead_grown", "dead_dimension_grown"), "integer"),
     "baseline_findings": "objects by name",
-    **dict.fromkeys(("max_memory", "twin_note"), "text"),
+    **dict.fromkeys(("max_memory", "tp_plan", "twin_note"), "text"),
     "accumulators": "integer",
     "processes": "integer",
     "placement": "integers by name",

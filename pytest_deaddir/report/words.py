@@ -76,9 +76,11 @@ def facts(entry: Entry) -> Iterator[tuple[str, str]]:
     yield "norms", f"{counted(len(entry['norms']), 'norm')} ({number(model['normalisation'])})"
     how = f"{number(model['level'])} in {number(model['dtype'])}"
     yield "level", how + (f" on {model['device']}" if model["device"] else "")
+    held = ", ".join(f"{size / 1e9:.3g} GB on {place}" for place, size in (model["placement"] or {}).items())
     if model["max_memory"]:
-        held = ", ".join(f"{size / 1e9:.3g} GB on {place}" for place, size in (model["placement"] or {}).items())
         yield "memory", f"weights within {model['max_memory']}: {held}"
+    if model["tp_plan"]:
+        yield "memory", f"weights shared by {model['processes']} processes: in the first {held}"
     if model["samples"]:
         synthetic = ", synthetic" if model["inputs_source"] == "synthetic" else ""
         per_width = f"(N/d {number(model['samples_per_width'])})"

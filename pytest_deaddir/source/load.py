@@ -8,6 +8,7 @@ import functools
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,23 @@ from pytest_deaddir.source.spec import Spec
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 
+#: transformers' style of norms that follow a matrix of which each process has some heads.
+_SPLIT = "replicated_with_grad_allreduce"
+
 #: The files that say how images and sounds are prepared.
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How several processes share a model's weights, each with its part of the matrices and all of the norms.
+
+    ``plan``: as it was asked for. ``split``: modules that run on a part of the activations in each process, norms of queries
+    and keys; all others take and give the same in all.
+    """
+
+    plan: str
+    split: frozenset[str]
 
 
 @dataclass
@@ -40,7 +56,8 @@ class Model:
     ``inputs``: what a factory returned beside it.
     ``tokenizer``: keyword arguments for AutoTokenizer.from_pretrained, None where the subject has no files of its own;
     ``processor``: the same for what prepares its images or sounds.
-    ``limit``: of the memory that its weights may take, None where there is none.
+    ``limit``: of the memory that its weights may take, None where there is none. ``shards``: None where this process has
+    all weights.
     """
 
     module: nn.Module
@@ -53,6 +70,7 @@ class Model:
     processor: dict[str, Any] | None = None
     revision: str | None = None
     limit: Limit | None = None
+    shards: Shards | None = None
 
     def close(self) -> None:
         """Remove what a limit of memory has made it write. It can no longer run then."""
@@ -76,11 +94,17 @@ class Model:
         return max(counts, key=lambda name: counts[name], default="float32")
 
 
-def load(spec: Spec, device: str = "auto", dtype: str | None = None, max_memory: str | None = None) -> Model:
+def load(
+    spec: Spec,
+    device: str = "auto",
+    dtype: str | None = None,
+    max_memory: str | None = None,
+    tp_plan: str | None = None,
+) -> Model:
     """Load what ``spec`` names. ``dtype``: a name in :data:`DTYPES`, None for the checkpoint's own.
 
     ``max_memory``: what the weights may take of each device's memory, as for ``--deaddir-max-memory``; the model must then
-    be closed after use.
+    be closed after use. ``tp_plan``: as for ``--deaddir-tp-plan``; the processes of torchrun must all load then.
     Raises :class:`CheckpointError` and :class:`ModelError` with what was wrong. No remote code is run.
     """
     limit = None if max_memory is None else limit_of(max_memory, resolve_device(device))
@@ -92,12 +116,14 @@ def load(spec: Spec, device: str = "auto", dtype: str | None = None, max_memory:
         elif spec.form == "factory":
             model = _from_factory(spec)
         else:
-            model = _pretrained(spec, dtype, limit)
+            model = _pretrained(spec, dtype, limit, tp_plan)
     except BaseException:
         if limit is not None:
             limit.close()
         raise
-    return placed(model, device, dtype) if limit is None else dataclasses.replace(model, limit=limit)
+    if limit is not None:
+        return dataclasses.replace(model, limit=limit)
+    return model if model.shards is not None else placed(model, device, dtype)
 
 
 def placed(model: Model, device: str | None, dtype: str | None) -> Model:
@@ -178,13 +204,15 @@ def _from_factory(spec: Spec) -> Model:
     return wrap(module, inputs)
 
 
-def _pretrained(spec: Spec, dtype: str | None, limit: Limit | None) -> Model:
+def _pretrained(spec: Spec, dtype: str | None, limit: Limit | None, tp_plan: str | None) -> Model:
     import transformers
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     placing: dict[str, Any] = {}
     if limit is not None:
         placing = {"device_map": "auto", "max_memory": limit.memory, "offload_folder": limit.folder}
+    elif tp_plan is not None:
+        placing = {"distributed_config": _distributed(tp_plan)}
     checkpoint = open_checkpoint(spec)  # validates every header and every index entry before anything maps them
     path = checkpoint.path
     if spec.form == "gguf":
@@ -206,6 +234,8 @@ def _pretrained(spec: Spec, dtype: str | None, limit: Limit | None) -> Model:
             raise
         except Exception as error:  # every library below has errors of its own for a file it cannot use
             problem = f"transformers cannot load it: {type(error).__name__}: {error}"
+            if tp_plan is not None:
+                problem += " (without --deaddir-tp-plan each process loads all weights)"
             raise CheckpointError(checkpoint.path, problem) from error
     model = wrap(module)
     own = {"pretrained_model_name_or_path": path, **options}
@@ -216,7 +246,36 @@ def _pretrained(spec: Spec, dtype: str | None, limit: Limit | None) -> Model:
         tokenizer=own if _has_tokenizer(spec, path) else None,
         processor=own if spec.form != "gguf" and any((path / name).is_file() for name in PROCESSORS) else None,
         revision=checkpoint.revision,
+        shards=None if tp_plan is None else _shards(module, tp_plan),
     )
+
+
+def _distributed(tp_plan: str) -> Any:
+    from transformers import __version__
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    if "tp_plan" not in DistributedConfig.__dataclass_fields__:
+        raise ModelError(
+            f"--deaddir-tp-plan: transformers {__version__} has no such plan in its DistributedConfig: upgrade"
+        )
+    return DistributedConfig(tp_plan=tp_plan)  # type: ignore[arg-type]  # auto: what options allow
+
+
+def _shards(module: nn.Module, tp_plan: str) -> Shards:
+    """Which modules run on a part, by transformers' plan: their styles are by names in which a number is a star.
+
+    They lose the forward that transformers gives each of them, which is for gradients alone: it belongs to the module and
+    not to a copy of it, and copies are what is probed.
+    """
+    styles: dict[str, str] = getattr(module, "_tp_plan", None) or {}
+    split = {
+        name: child
+        for name, child in module.named_modules()
+        if styles.get(re.sub(r"\.\d+(?=\.|$)", ".*", name)) == _SPLIT
+    }
+    for child in split.values():
+        vars(child).pop("forward", None)
+    return Shards(tp_plan, frozenset(split))
 
 
 def _has_tokenizer(spec: Spec, path: Path) -> bool:

@@ -136,11 +136,12 @@ def place_of(module: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def placement(module: nn.Module) -> dict[str, int]:
-    """Bytes of parameters by where they are held: a device, or ``disk``."""
+    """Bytes of parameters by where this process holds them: a device, or ``disk``."""
     held: dict[str, int] = {}
     for child, name, parameter in _distinct(module):
         where = _place(child, name, parameter)
-        held[where] = held.get(where, 0) + parameter.nbytes
+        own = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # of a DTensor the process's part
+        held[where] = held.get(where, 0) + own.nbytes
     return held
 
 

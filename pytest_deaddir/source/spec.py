@@ -58,6 +58,11 @@ class Spec:
         return self.form in ("directory", "hub", "random")
 
     @property
+    def can_be_sharded(self) -> bool:
+        """Whether transformers can load it in parts, one for each of several processes."""
+        return self.form in ("directory", "hub")
+
+    @property
     def has_files(self) -> bool:
         """Whether γ comes from a file, so that it can be missing from one."""
         return self.form in ("directory", "safetensors", "gguf", "hub")

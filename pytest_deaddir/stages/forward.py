@@ -123,6 +123,7 @@ def forward_stage(
             placement=placement(model.module),
             accumulators=done.accumulators,
             processes=world()[1],
+            tp_plan=None if model.shards is None else model.shards.plan,
         ),
         norms=norms,
         blocks=blocks,

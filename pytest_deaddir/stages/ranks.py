@@ -4,6 +4,7 @@ have everything that was accumulated. Nothing is imported before they talk: the 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -65,10 +66,12 @@ class Ranks:
             raise
 
     def _gathered(self, value: Any) -> list[Any]:
+        import torch
         import torch.distributed as distributed
 
         if not distributed.is_initialized():
-            distributed.init_process_group("gloo")  # of what is exchanged, numbers on the CPU
+            # what is exchanged are numbers on the CPU; a model that is shared brings its own on accelerators
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
             _end_with_the_process()
         values: list[Any] = [None] * self.size
         try:
@@ -79,8 +82,15 @@ class Ranks:
 
 
 def _end_with_the_process() -> None:
+    """At the end all wait for all: torchrun ends the others when one exits with a failure, and the first may still write."""
     import atexit
 
     import torch.distributed as distributed
 
-    atexit.register(distributed.destroy_process_group)
+    def end() -> None:
+        sys.stdout.flush()
+        with suppress(RuntimeError):  # one was killed
+            distributed.all_gather_object([None] * distributed.get_world_size(), None)
+        distributed.destroy_process_group()
+
+    atexit.register(end)

@@ -169,7 +169,8 @@ def run(
     main: Tap,
 ) -> int:
     """The forward pass, batch by batch, until ``main`` has taken ``wanted`` rows or the inputs end. Where there are several
-    processes, each of n runs every n-th batch, and then all have the rows of all.
+    processes, each of n runs every n-th batch, and then all have the rows of all. Where they share the weights, all run each
+    batch together, and have all of its rows but those of the modules that are split.
 
     Returns the bytes that all taps together held at most. Dropout is off, no gradient is kept, and the hooks are off
     afterwards, whatever happens. Where an accelerator's memory does not hold a batch, it is run again in halves. Raises
@@ -177,6 +178,7 @@ def run(
     """
     taps = [*norms, *(tap for stream in streams for tap in stream.taps)]
     ranks, held = Ranks(), 0
+    turn, turns = (ranks.rank, ranks.size) if model.shards is None else (0, 1)
     with ExitStack() as hooks, torch.no_grad():
         hooks.enter_context(evaluating(model.module))
         watched: list[NormTap | StreamTaps] = [*norms, *streams]
@@ -184,22 +186,24 @@ def run(
             for undo in each.attach(model.module):
                 hooks.callback(undo)
         batches, total, ended = iter(inputs.batches(wanted)), 0, False
-        while not ended and (group := list(itertools.islice(batches, ranks.size))):
+        while not ended and (group := list(itertools.islice(batches, turns))):
             tell(Step("forward", min(main.samples, wanted), wanted, "rows"))
             seen, before = main.samples, [tap.state() for tap in taps]
-            if ranks.rank < len(group):
-                _feed(model, moved(group[ranks.rank], *place), taps)
+            if turn < len(group):
+                _feed(model, moved(group[turn], *place), taps)
             held = max(held, sum(tap.rows.nbytes for tap in taps))
-            for rank, taken in enumerate(ranks.exchange(main.samples - seen)[: len(group)]):
+            for other, taken in enumerate(ranks.exchange(main.samples - seen)[: len(group)]):
                 total += taken
                 ended = inputs.open_ended and (total >= wanted or not taken)
-                if ended and rank < ranks.rank:  # one process alone would have ended before this batch
+                if ended and other < turn:  # one process alone would have ended before this batch
                     for tap, state in zip(taps, before, strict=True):
                         tap.restore(state)
                 if ended:
                     break
-    for tap in taps if ranks.size > 1 else ():
-        tap.all_of(ranks.exchange(tap.share()))
+    if ranks.size > 1:
+        parts = taps if model.shards is None else [tap for tap in norms if tap.path in model.shards.split]
+        for tap in parts:
+            tap.all_of(ranks.exchange(tap.share()))
     return held
 
 
@@ -213,6 +217,10 @@ def _feed(model: Model, batch: Any, taps: Sequence[Tap]) -> None:
         arguments = call_arguments(model.core, batch)
         _ = model.core(**arguments) if isinstance(arguments, Mapping) else model.core(*arguments)
     except torch.OutOfMemoryError as error:
+        if model.shards is not None:  # the others are in the middle of the same batch
+            raise ModelError(
+                f"{model.name}: a batch does not fit into the device's memory: give a smaller --deaddir-batch-size: {error}"
+            ) from error
         halves = halved(batch)
         if halves is None:
             raise ModelError(

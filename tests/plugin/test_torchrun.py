@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin.helpers import EXAMPLE, LLAMA, report_of
+from plugin.helpers import EXAMPLE, LLAMA, assert_refused, report_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +57,14 @@ def close(one, other, digits):
     return one == (pytest.approx(other, rel=digits, abs=1e-12) if isinstance(other, float) else other)
 
 
+def assert_same_tables(together, single):
+    for table in ("norms", "blocks"):
+        for a, b in zip(together[table], getattr(single, table), strict=True):
+            digits = {name: 1e-8 if name in OF_ROUNDING else 1e-10 for name in a}
+            differing = {k: (a[k], b[k]) for k in a if not close(a[k], b[k], digits[k])}
+            assert not differing, (a["path"], differing)
+
+
 def test_two_processes_come_to_the_tables_of_one(with_torch, tmp_path, monkeypatch, torchrun):
     from pytest_deaddir import audit
 
@@ -79,11 +87,79 @@ def test_two_processes_come_to_the_tables_of_one(with_torch, tmp_path, monkeypat
         assert together["model"]["processes"] == 2
         assert single.model["processes"] == 1
         assert together["model"]["samples"] == single.model["samples"]
-        for table in ("norms", "blocks"):
-            for a, b in zip(together[table], getattr(single, table), strict=True):
-                digits = {name: 1e-8 if name in OF_ROUNDING else 1e-10 for name in a}
-                differing = {k: (a[k], b[k]) for k in a if not close(a[k], b[k], digits[k])}
-                assert not differing, (a["path"], differing)
+        assert_same_tables(together, single)
+
+
+@pytest.fixture
+def qwen(with_torch, tmp_path):
+    """A checkpoint with norms of queries and keys, of whose heads each process has its own. Its weights are not of a model
+    that predicts anything, so that no activation repeats."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = Qwen3Config(hidden_size=32, num_hidden_layers=2, intermediate_size=64, vocab_size=64, **heads)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Qwen3ForCausalLM(config)
+        for parameter in module.parameters():
+            if parameter.dim() == 1:
+                parameter.data = torch.rand_like(parameter) + 0.5
+    module.save_pretrained(tmp_path / "qwen")
+    return tmp_path / "qwen"
+
+
+def test_two_processes_that_share_the_weights_come_to_the_tables_of_one(qwen, tmp_path, torchrun):
+    from pytest_deaddir import audit
+
+    specs = [str(EXAMPLE.with_name("tiny-llama")), str(qwen)]
+    options = ["--deaddir-tp-plan=auto", "--deaddir-dtype=float64", "--deaddir-report=audit.json"]
+    done = torchrun(*(f"--deaddir-model={spec}" for spec in specs), *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("weights shared by 2 processes: in the first") == 2
+    for together, spec in zip(report_of(tmp_path / "audit.json"), specs, strict=True):
+        single = audit(spec, dtype="float64")
+        assert together["model"]["tp_plan"] == "auto"
+        assert single.model["tp_plan"] is None
+        parts, whole = (model["placement"]["cpu"] for model in (together["model"], single.model))
+        assert 0.5 * whole < parts < 0.9 * whole  # embeddings and norms are in each
+        assert together["model"]["samples"] == single.model["samples"]
+        assert_same_tables(together, single)
+
+
+def test_what_cannot_share_its_weights_says_so(torchrun):
+    done = torchrun(f"--deaddir-model={EXAMPLE}", "--deaddir-tp-plan=auto")
+    assert done.returncode != 0
+    assert "`GPT2LMHeadModel` has no `tp_plan`" in done.stdout
+    assert "(without --deaddir-tp-plan each process loads all weights)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([f"--deaddir-model={EXAMPLE}"], "needs several processes: torchrun --nproc-per-node=2 -m pytest"),
+        ([f"--deaddir-model={LLAMA}"], "is only for directories and models on the hub"),
+    ],
+)
+def test_a_plan_that_cannot_be_followed_is_a_usage_error(pytester, options, said):
+    result = pytester.runpytest_inprocess("--deaddir-only", "--deaddir-tp-plan=auto", *options)
+    assert_refused(result, "--deaddir-tp-plan", said)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--deaddir-level=full"], "is for the levels read and forward"),
+        (["--deaddir-max-memory=1GB"], "and --deaddir-max-memory cannot be given together"),
+        (["--deaddir-device=cpu"], "chooses the device by itself"),
+    ],
+)
+def test_a_plan_goes_with_no_other_placing(pytester, monkeypatch, options, said):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    plan = ["--deaddir-tp-plan=auto", f"--deaddir-model={EXAMPLE}"]
+    result = pytester.runpytest_inprocess("--deaddir-only", *plan, *options)
+    assert_refused(result, "--deaddir-tp-plan", said)
 
 
 def test_what_fails_in_one_process_fails_in_all_and_the_first_says_where(torchrun):
