@@ -36,13 +36,21 @@ def direction_floor(w: np.ndarray, energy: np.ndarray, dtype: str) -> np.ndarray
     return UNIT_ROUNDOFF[dtype] ** 2 * (energy @ np.square(w))
 
 
-def dead_threshold(w: np.ndarray, energy: np.ndarray, dtype: str) -> np.ndarray:
+def dead_threshold(w: np.ndarray, energy: np.ndarray, dtype: str, mean_error: np.ndarray | float = 0.0) -> np.ndarray:
     """Variance at or below which a direction is dead in ``dtype``; shapes as in :func:`direction_floor`.
 
     A coordinate whose scale is 1e-33 and whose shift is 0 has a floor as tiny as itself, but a consumer adds it to the
-    other coordinates: the mean floor over all coordinates counts as well.
+    other coordinates: the mean floor over all coordinates counts as well. ``mean_error``: of a LayerNorm, as
+    :func:`mean_error` gives it, (d,).
     """
-    return DEAD_FACTOR[dtype] * np.maximum(direction_floor(w, energy, dtype), mean_floor(energy, dtype))
+    floor = np.maximum(direction_floor(w, energy, dtype), mean_floor(energy, dtype))
+    return DEAD_FACTOR[dtype] * (floor + np.square(np.broadcast_to(mean_error, energy.shape) @ w))
+
+
+def mean_error(gamma: np.ndarray, offset: float, dtype: str) -> np.ndarray:
+    """What the rounding of a LayerNorm's computed mean adds to its output, (d,): γ times one random number for each row, of
+    which this is the standard deviation. ``offset`` as in :func:`arithmetic_excess`, which is the same along γ⁻¹."""
+    return gamma * offset**0.5 * UNIT_ROUNDOFF["float64" if dtype == "float64" else "float32"]
 
 
 def mean_floor(energy: np.ndarray, dtype: str) -> float:

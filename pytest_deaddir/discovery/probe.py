@@ -36,7 +36,8 @@ class NormProbe:
     ``axis``: -1, or 1 for the (batch, channels, …) layouts. ``convention``: how the parameter becomes γ.
     ``kernel_error``: |Kᵀ(y − β)|/‖y − β‖ along the kernel K of γ, at rounding level exactly where the kernel is present.
     ``reason``: why the module is ``other``; ``unsuitable``: it does not take the inputs of a norm at all.
-    ``layout``: the shape that it was probed at.
+    ``layout``: the shape that it was probed at. ``computes_in``: float64, or float32 where that is what it rounds to inside
+    whatever it is given, as most RMSNorms and some LayerNorms (Cohere's) do.
     """
 
     kind: Kind
@@ -52,6 +53,7 @@ class NormProbe:
     kernel_error: float | None = None
     unsuitable: bool = False
     layout: tuple[int, ...] | None = None
+    computes_in: str | None = None
 
 
 def probe(
@@ -214,7 +216,8 @@ def _probe_at(module: nn.Module, width: int, axis: int, shape: tuple[int, ...]) 
         eps = _eps(copied, x, axis, normalised, *fitted)
         if eps is None:
             return NormProbe("other", "it normalises only inputs of some magnitude")
-        return replace(found, kind=kind, features=width, axis=axis, eps=eps, layout=shape)
+        precision = _precision(copied, x)
+        return replace(found, kind=kind, features=width, axis=axis, eps=eps, layout=shape, computes_in=precision)
     return NormProbe("other", "its output is not a fixed scale and shift of the centred or plain normalised input")
 
 
@@ -335,6 +338,15 @@ def _eps(
             middle = estimates.median()
             return float(f"{middle:.3g}") if bool(((estimates / middle - 1).abs() < 0.2).all()) else None
     return 0.0
+
+
+def _precision(module: nn.Module, x: torch.Tensor) -> str:
+    """float32 where differences that float32 does not see change nothing of the output, else float64."""
+    representable = x.float().double()
+    changes = 1e-12 * torch.rand(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64, device="cpu")
+    one, _ = _run(module, representable)
+    other, _ = _run(module, representable * (1 + changes))
+    return "float32" if one is not None and other is not None and torch.equal(one, other) else "float64"
 
 
 def _with_values(found: NormProbe, module: nn.Module) -> NormProbe:

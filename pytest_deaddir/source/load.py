@@ -121,15 +121,22 @@ def load(
         if limit is not None:
             limit.close()
         raise
-    if limit is not None:
-        return dataclasses.replace(model, limit=limit)
-    return model if model.shards is not None else placed(model, device, dtype)
+    if limit is not None or model.shards is not None:  # it is where it has to be
+        return _able(dataclasses.replace(model, limit=limit))
+    return placed(model, device, dtype)
 
 
 def placed(model: Model, device: str | None, dtype: str | None) -> Model:
     """The model on its device and in its dtype; ``device`` None leaves it where it is."""
     where = None if device is None else resolve_device(device)
     model.module.to(device=where, dtype=DTYPES[dtype] if dtype else None)
+    return _able(model)
+
+
+def _able(model: Model) -> Model:
+    """The model, able to compute in its dtype: torch's grouped product, which transformers takes for experts, has no float64."""
+    if model.dtype == "float64" and hasattr(model.module, "set_experts_implementation"):
+        model.module.set_experts_implementation("eager")
     return model
 
 

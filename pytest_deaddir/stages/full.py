@@ -49,4 +49,4 @@ def _fill_parameter_space(model: Model, audit: Audit, done: Pass, seed: int) -> 
     except Exception as error:  # the model's own code runs here, so anything can be raised
         raise ModelError(f"{model.name}: its forward pass fails: {type(error).__name__}: {error}") from error
     for norm in audit.norms:
-        norm |= spaces.get(norm["path"], {})
+        norm |= spaces.get(norm["path"], {}) | ({"dtype": norm["dtype"]} if norm["dtype"] else {})  # as measured

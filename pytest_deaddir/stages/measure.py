@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from pytest_deaddir.algebra.floor import (
+    DEAD_FACTOR,
     UNIT_ROUNDOFF,
     arithmetic_excess,
     arithmetic_noise,
     coordinate_threshold,
     dead_threshold,
     direction_floor,
+    mean_error,
 )
 from pytest_deaddir.discovery.discover import NormSite
 from pytest_deaddir.stages.accumulate import Accumulator
@@ -61,13 +63,20 @@ class Bottom:
 
 
 def spectrum(
-    rows: Accumulator, dtype: str, *, least: int = 0, solver: str = "inverse", without: np.ndarray | None = None
+    rows: Accumulator,
+    dtype: str,
+    *,
+    least: int = 0,
+    solver: str = "inverse",
+    without: np.ndarray | None = None,
+    error: np.ndarray | float = 0.0,
 ) -> Bottom:
     """The spectrum of what was accumulated, with the directions of its bottom as far up as it is dead in ``dtype``.
 
     Most streams are healthy, and then no direction is computed at all: nothing that varies more than the coordinate with
     the highest floor can be dead. ``least``: directions to give in any case. ``without``: orthonormal directions, (d, j),
-    that are taken out first.
+    that are taken out first. ``error``: of a LayerNorm's own arithmetic,
+    as :func:`~pytest_deaddir.algebra.floor.mean_error` gives it.
     """
     factor, basis = rows.factor(), None
     if without is not None and without.shape[1]:
@@ -78,14 +87,15 @@ def spectrum(
     # nor can a singular value below eps·√d·σ_max be told from 0: the rounding of the factorisation itself, which shows
     # where the model ran in float64
     rounding = np.finfo(np.float64).eps ** 2 * rows.width * values[-1] ** 2
-    ceiling = max(float(coordinate_threshold(energy, dtype).max()) ** 0.5, RESOLVED * values[-1])
+    ceiling = float(coordinate_threshold(energy, dtype).max()) + DEAD_FACTOR[dtype] * float(np.sum(np.square(error)))
+    ceiling = max(ceiling**0.5, RESOLVED * values[-1])
     most = max(least, int(np.searchsorted(values, ceiling, side="right")))
     k = min(most, max(FIRST, least))
     while k:
         sigma, directions = bottom(factor, k, solver)
         vectors = (directions if basis is None else basis @ directions).cpu().numpy()
         values[:k] = sigma.cpu().numpy() / root
-        floors = np.sqrt(np.maximum(dead_threshold(vectors, energy, dtype), rounding))
+        floors = np.sqrt(np.maximum(dead_threshold(vectors, energy, dtype, error), rounding))
         alive = np.flatnonzero(values[:k] > floors)
         if alive.size or k == most:
             return Bottom(values, vectors, floors, int(alive[0]) if alive.size else k)
@@ -133,7 +143,10 @@ def site_columns(site: NormSite, tap: NormTap, default_dtype: str, predicted: in
         return columns | {"inconclusive": reason}
     if site.features == 1:
         return columns | {"inconclusive": "a norm of one feature gives one value: nothing settles it"}
-    found = spectrum(tap.rows, dtype, least=min(predicted, site.features - 1), solver=solver)
+    error: np.ndarray | float = 0.0
+    if site.kind == "layernorm" and site.probe.gamma is not None and np.isfinite(site.probe.gamma).all():
+        error = mean_error(site.probe.gamma, tap.offset, dtype)
+    found = spectrum(tap.rows, dtype, least=min(predicted, site.features - 1), solver=solver, error=error)
     columns |= {
         "unmeasured": "",
         "inconclusive": "",

@@ -92,7 +92,14 @@ class NormTap(Tap):
                 self.kernel = direction(gamma)[:, None]
         super().__init__(site.features, self.kernel, site.probe.axis or -1, keep)
         self.path = site.path
+        self._computes_in = site.probe.computes_in
         self._offsets: tuple[torch.Tensor | float, ...] = ()
+
+    def take(self, activations: torch.Tensor | None) -> None:
+        """Take a tensor's rows, whose rounding is that of the norm's own arithmetic where this is coarser than float64."""
+        super().take(activations)
+        if self.dtype == "float64" and self._computes_in:
+            self.dtype = self._computes_in
 
     @property
     def offset(self) -> float:

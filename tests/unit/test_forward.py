@@ -18,6 +18,10 @@ from pytest_deaddir.stages.read import read_stage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RULES = load_rules([shipped_rules()])
+LLAMA = (
+    "random:llama?num_hidden_layers=1&hidden_size=32&num_attention_heads=2&num_key_value_heads=1"
+    "&intermediate_size=32&vocab_size=64"
+)
 
 
 def final(audited):
@@ -112,6 +116,35 @@ def test_a_large_mean_is_no_defect_of_the_norm():
     audited = audit(nn.LayerNorm(1024), inputs=torch.randn(4200, 1024) + 5)
     assert final(audited)["noise_ratio"] > 64
     assert codes(audited) == []
+    assert final(audited)["dead_dimension"] == 1  # the rounding lies along γ, and makes no other direction dead
+    assert final(audited)["bottom_singular_values"][1] > 0.1
+
+
+class RoundsInside(nn.LayerNorm):
+    """In float32 whatever it is given, as Cohere's LayerNorm."""
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x.float(), x.shape[-1:], self.weight.float(), None, self.eps).to(x.dtype)
+
+
+@pytest.mark.parametrize("level", ["forward", "full"])
+def test_a_norm_that_rounds_to_float32_inside_is_no_defect_in_float64(level):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(16, 32), RoundsInside(32, bias=False), nn.Linear(32, 8))
+    audited = audit(module, inputs=torch.randn(300, 16), dtype="float64", level=level)
+    assert audited.norms[0]["dtype"] == "float32"
+    assert codes(audited) == []
+
+
+def test_a_norm_that_rounds_inside_and_forgets_the_mean_is_found_in_float64():
+    class FastPath(RoundsInside):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if len(x) < 100 else y * (1 + 1e-3 * torch.linspace(0, 1, x.shape[-1], dtype=x.dtype))
+
+    torch.manual_seed(0)
+    audited = audit(FastPath(32, bias=False), inputs=torch.randn(300, 32), dtype="float64")
+    assert codes(audited) == [("DD101", None)]
 
 
 def test_an_rmsnorm_with_a_shift_is_a_layernorm_that_forgot_the_mean():
@@ -192,6 +225,12 @@ def test_the_module_is_left_as_it_was():
     assert all(child.training for child in module.modules())
     assert not any(child._forward_hooks for child in module.modules())
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_experts_run_in_float64():
+    """torch's grouped product of matrices, which transformers takes for experts, has no float64."""
+    mixtral = LLAMA.replace("llama", "mixtral") + "&num_local_experts=2"
+    assert audit(mixtral, dtype="float64").model["dtype"] == "float64"
 
 
 def test_two_runs_give_the_same_tables():

@@ -3,8 +3,6 @@
 The whole is in docs/zoo.md, written by ``python -m tests.zoo.census``.
 """
 
-import time
-
 import pytest
 import torch
 
@@ -180,15 +178,13 @@ def test_inputs_are_made_up(model_type):
     ],
 )
 def test_a_hundred_layers_on_the_meta_device(model_type, depth, final, style):
-    """At full width: no memory for weights, and two seconds at most of one core."""
+    """At full width, without memory for weights. How long it takes: benchmarks/discovery.py."""
     from transformers import CONFIG_MAPPING, AutoModel
 
     config = CONFIG_MAPPING[model_type](**depth)
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    started = time.process_time()
     found = discover(model)
-    seconds = time.process_time() - started
     assert found.how == "identity"
     [stack] = found.stacks
     assert (len(stack.blocks), stack.final_norm, stack.style) == (100, final, style)
@@ -196,7 +192,6 @@ def test_a_hundred_layers_on_the_meta_device(model_type, depth, final, style):
     assert {norm.role for norm in found.norms} == {"block", "final"}
     assert len(found.norms) == 201
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    assert seconds < 2
 
 
 @pytest.mark.parametrize(
