@@ -28,7 +28,7 @@ from pytest_deaddir.errors import DeaddirError, RuleError
 from pytest_deaddir.options import DEVICES, DTYPES, SITES
 from pytest_deaddir.report.words import counted, escaped, verdict
 from pytest_deaddir.source.spec import parse_spec
-from pytest_deaddir.tables import LEVELS, SCHEMA, report_document
+from pytest_deaddir.tables import CHECKS, LEVELS, SCHEMA, report_document
 
 Entry = dict[str, Any]
 
@@ -53,7 +53,7 @@ def audit_one(text: str, how: Mapping[str, Any], rules: Sequence[str]) -> Entry:
 
 def failed(text: str, error: str) -> Entry:
     """The entry of a subject that could not be audited."""
-    checks = dict.fromkeys(("planned", "run", "passed", "failed", "warned", "skipped"), 0)
+    checks = dict.fromkeys(CHECKS, 0)
     return {"model": {"spec": text}, "norms": [], "blocks": [], "findings": [], "checks": checks, "error": error}
 
 

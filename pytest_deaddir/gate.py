@@ -14,7 +14,7 @@ import pytest
 
 from pytest_deaddir.errors import SpecError
 from pytest_deaddir.given import Given, table_layer
-from pytest_deaddir.options import DEVICES, DTYPES, SITES, SOLVERS
+from pytest_deaddir.options import DEVICES, DTYPES, SITES, SOLVERS, TP_PLANS
 from pytest_deaddir.rules.select import no_such_rule
 from pytest_deaddir.rules.suppress import Suppression
 from pytest_deaddir.rules.toml import line_of, read_document
@@ -254,7 +254,7 @@ def gate_schema_text() -> str:
         _SUPPRESS["expires"]: {},  # a TOML date is no JSON value
     }
     allowed = {"level": LEVELS, "sites": SITES, "solver": SOLVERS, "device": DEVICES, "fail-on": SEVERITIES[:2]}
-    allowed["dtype"] = ("auto", *DTYPES)
+    allowed |= {"dtype": ("auto", *DTYPES), "tp-plan": TP_PLANS}
 
     def table(keys: Mapping[str, str], **more: Any) -> dict[str, Any]:
         properties = {

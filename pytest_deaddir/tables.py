@@ -229,12 +229,17 @@ def row(table: str, **values: Any) -> Row:
     return {column: values.get(column) for column in COLUMNS[table]}
 
 
+#: What is counted of an audit's checks.
+CHECKS = ("planned", "run", "passed", "failed", "warned", "known", "skipped")
+
+
 @dataclass
 class Audit:
     """Everything measured on one subject, and what the rules found in it.
 
     ``model``: one row; ``norms``: a row per norm site; ``blocks``: a row per block; ``findings``: a row per finding;
-    ``checks``: how many rules were planned, run, passed, failed, warned (passed with warnings) and skipped.
+    ``checks``: how many rules were planned, run, passed, failed, warned (passed with warnings), known (failing
+    as in the baseline) and skipped.
     """
 
     model: Row

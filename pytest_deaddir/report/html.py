@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_deaddir.report import plots
 from pytest_deaddir.report.markup import Markup, clipped, element, joined, path, text
-from pytest_deaddir.report.page import PARTS, conditions
+from pytest_deaddir.report.page import PARTS, conditions, level_words
 from pytest_deaddir.report.words import (
     checks_line,
     closing_norm,
@@ -440,7 +440,7 @@ def _rule_page(rule: Rule) -> Markup:
     if rule.references:
         items = [element("li", _reference(reference)) for reference in rule.references]
         parts.append(joined(element("h4", "References"), element("ul", *items)))
-    facts = f"{rule.severity} · {rule.confidence} · level {rule.level} · table {rule.table}"
+    facts = f"{rule.severity} · {rule.confidence} · level {level_words(rule)} · table {rule.table}"
     return _article(rule.code, rule.name, facts, element("p", rule.summary), element("dl", *terms), *parts)
 
 

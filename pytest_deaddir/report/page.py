@@ -26,7 +26,7 @@ _WIDTH = 80
 def terminal_page(rule: Rule) -> Iterator[str]:
     """The lines of a page, 80 columns wide."""
     yield f"{rule.code} {rule.name}"
-    yield f"{rule.severity} · {rule.confidence} · level {_level(rule)} · table {rule.table}"
+    yield f"{rule.severity} · {rule.confidence} · level {level_words(rule)} · table {rule.table}"
     yield ""
     yield from _wrapped(rule.summary)
     yield ""
@@ -42,7 +42,8 @@ def terminal_page(rule: Rule) -> Iterator[str]:
     yield from _wrapped(f"Loaded from {_where(rule)}")
 
 
-def _level(rule: Rule) -> str:
+def level_words(rule: Rule) -> str:
+    """The least level at which a rule can be answered, and whether it takes a baseline."""
     return f"{rule.level}, baseline" if rule.compares else rule.level
 
 
@@ -100,7 +101,14 @@ def catalogue_lines(loaded: Sequence[Rule], chosen: Sequence[Rule]) -> Iterator[
 
     on = {rule.code for rule in chosen}
     rows = [
-        [rule.code, rule.name, rule.severity if rule.code in on else "off", rule.confidence, _level(rule), _where(rule)]
+        [
+            rule.code,
+            rule.name,
+            rule.severity if rule.code in on else "off",
+            rule.confidence,
+            level_words(rule),
+            _where(rule),
+        ]
         for rule in loaded
     ]
     headers = ["code", "name", "severity", "confidence", "level", "loaded from"]
@@ -120,7 +128,7 @@ def markdown_page(rule: Rule) -> str:
         "",
         "| severity | confidence | level | table |",
         "|---|---|---|---|",
-        f"| {rule.severity} | {rule.confidence} | {_level(rule)} | `{rule.table}` |",
+        f"| {rule.severity} | {rule.confidence} | {level_words(rule)} | `{rule.table}` |",
         "",
         *(f"* **{heading}** {text}" for heading, text in _markdown_conditions(rule)),
     ]
@@ -160,6 +168,6 @@ def markdown_table(rules: Sequence[Rule], folder: str) -> str:
     """The catalogue as a table; ``folder``: where its pages are, seen from the page that holds the table."""
     lines = ["| rule | severity | confidence | level | fires where |", "|---|---|---|---|---|"]
     for rule in rules:
-        facts = f"{rule.severity} | {rule.confidence} | {_level(rule)} | {rule.summary}"
+        facts = f"{rule.severity} | {rule.confidence} | {level_words(rule)} | {rule.summary}"
         lines.append(f"| [{rule.code}]({folder}{rule.code}.md) {rule.name} | {facts} |")
     return "\n".join(lines)

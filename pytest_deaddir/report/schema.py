@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from pytest_deaddir.rules.vocabulary import CONFIDENCES, SEVERITIES
-from pytest_deaddir.tables import CHOICES, COLUMNS, SCHEMA, TYPES
+from pytest_deaddir.tables import CHECKS, CHOICES, COLUMNS, SCHEMA, TYPES
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -46,7 +46,7 @@ _FINDING: dict[str, dict[str, Any]] = {
     "known": {"type": "boolean"},
 }
 
-_CHECKS = dict.fromkeys(("planned", "run", "passed", "failed", "warned", "known", "skipped"), _COUNT)
+_CHECKS = dict.fromkeys(CHECKS, _COUNT)
 
 
 def report_schema() -> dict[str, Any]:

@@ -135,8 +135,9 @@ def placed(model: Model, device: str | None, dtype: str | None) -> Model:
 
 def _able(model: Model) -> Model:
     """The model, able to compute in its dtype: torch's grouped product, which transformers takes for experts, has no float64."""
-    if model.dtype == "float64" and hasattr(model.module, "set_experts_implementation"):
-        model.module.set_experts_implementation("eager")
+    choose: Any = getattr(model.module, "set_experts_implementation", None)
+    if choose is not None and model.dtype == "float64":
+        choose("eager")
     return model
 
 

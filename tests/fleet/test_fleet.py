@@ -7,10 +7,12 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from plugin.helpers import GPT2, write_checkpoint
 from pytest_deaddir import fleet
+from pytest_deaddir.report.schema import report_schema
 
 HERE = Path(fleet.__file__).parents[1]
 
@@ -54,7 +56,9 @@ def fleet_run(tmp_path_factory):
 
 
 def entries(folder):
-    models = json.loads((folder / "out" / "report.json").read_text())["models"]
+    report = json.loads((folder / "out" / "report.json").read_text())
+    jsonschema.validate(report, report_schema())
+    models = report["models"]
     return {Path(entry["model"]["spec"]).name: entry for entry in models}
 
 
