@@ -62,7 +62,7 @@ class ModelCollector(pytest.Collector):
         """Where in the user's repository reports show what is found."""
         from pytest_deaddir.report.anchor import anchor_of
 
-        return anchor_of(self.subject.spec, self.subject.gate, self.config)
+        return anchor_of(self.subject.spec, self.subject.gate, self.subject.name, self.config)
 
     def collect(self) -> Iterator[pytest.Item]:
         """The discovery item, then a rule item per rule that the level can answer."""
@@ -128,6 +128,8 @@ class AuditItem(pytest.Item):
         """Put on the call's report what the controller needs."""
         from pytest_deaddir.errors import DeaddirError
 
+        if report.skipped and isinstance(report.longrepr, tuple):  # the place that it names is a line of this file
+            report.longrepr = (str(self.path), None, report.longrepr[2])  # type: ignore[assignment]
         measurements = self.config.stash[STATE].measurements
         error = measurements.error(self.parent.subject.plan)
         attach(

@@ -91,17 +91,23 @@ class AuditRun:
         if hasattr(config, "workerinput") or world()[0] or config.option.collectonly:  # one process writes files
             return
         self.state.results.write(self.state.rules)
-        if not self.state.update_baselines() and session.exitstatus == pytest.ExitCode.OK:
+        done = self.state.update_baselines() and not self.state.results.unwritten
+        if not done and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if not config.pluginmanager.has_plugin("terminalreporter"):  # -p no:terminal is no wish not to know
-            sys.stderr.writelines(f"{line}\n" for line in summary_lines(self.state.results, verbosity=-1))
+            sys.stderr.writelines(f"{line}\n" for line in self._summary(verbosity=-1))
+
+    def _summary(self, verbosity: int) -> list[str]:
+        """The lines that end the run, with the annotations that a job on GitHub takes from its log."""
+        lines = summary_lines(self.state.results, verbosity)
+        if lines and github.annotations_wanted(self.state.config):
+            lines += github.annotation_lines(self.state.results.entries)
+        return lines
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         config = terminalreporter.config
-        lines = summary_lines(self.state.results, terminalreporter.verbosity)
+        lines = self._summary(terminalreporter.verbosity)
         if not lines or config.option.collectonly:
             return
         terminalreporter.section("deaddir", sep="=")
-        if github.annotations_wanted(config):
-            lines += github.annotation_lines(self.state.results.entries)
         write_lines(terminalreporter, lines)

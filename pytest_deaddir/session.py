@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -208,6 +209,7 @@ class Results:
         self.settings = settings
         self.models = {label: ModelResult(subject.spec.text) for label, subject in settings.subjects.items()}
         self.notes: list[str] = []  # what came of the baselines, for the summary
+        self.unwritten: dict[Path, str] = {}  # reports that could not be written, and why
 
     def plan(self, nodeids: list[str]) -> None:
         """Note which checks are to run; xdist's workers all name the same."""
@@ -248,12 +250,20 @@ class Results:
         return [result.as_dict() | {"label": label, "anchor": result.anchor} for label, result in self.reported.items()]
 
     def write(self, rules: Sequence[Rule]) -> None:
-        """Write the reports asked for, each whole or not at all, and the summary of a job on GitHub."""
+        """Write the reports asked for, each whole or not at all, and the summary of a job on GitHub.
+
+        What cannot be written is noted and keeps nothing else from being written or shown.
+        """
         from pytest_deaddir import report
         from pytest_deaddir.report import github
 
         for path in self.settings.reports:
-            report.write(path, self.entries, rules, self.settings.formats)
+            try:
+                report.write(path, self.entries, rules, self.settings.formats)
+            except OSError as error:
+                self.unwritten[path] = str(error)
+            except Exception:  # of a format of the user's, or a bug of ours
+                self.unwritten[path] = traceback.format_exc()
         github.append_summary(self.entries)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -114,7 +115,7 @@ class Subject:
         """The command line that runs one check again from the folder ``start``."""
         if self.gate is not None:
             file = os.path.relpath(self.gate[0], start)
-            return shlex.join(["pytest", f"{Path(file).as_posix()}::{self.label.rpartition('::')[2]}::{code}"])
+            return command(["pytest", f"{Path(file).as_posix()}::{self.label.rpartition('::')[2]}::{code}"])
         text = self.spec.text
         if (
             self.spec.path is not None and (start / text).resolve() != self.spec.path.resolve()
@@ -125,7 +126,19 @@ class Subject:
             named = [("from", str(self.plan.stored.path.resolve()))]
         asked = [*named, *self.plan.options, *self.rules.options]
         given = [f"--deaddir-{name}={value}" for name, value in asked]
-        return shlex.join(["pytest", "--deaddir-only", "-k", f"only:{code}", *given])
+        return command(["pytest", "--deaddir-only", "-k", f"only:{code}", *given])
+
+
+def command(words: Sequence[str]) -> str:
+    """A command line to copy. What does something to a terminal or a log is written as a shell's $'…' takes it."""
+
+    def quoted(word: str) -> str:
+        if word.isprintable():
+            return shlex.quote(word)
+        safe = (c if c.isprintable() else f"\\U{ord(c):08x}" for c in re.sub(r"(['\\])", r"\\\1", word))
+        return f"$'{''.join(safe)}'"
+
+    return " ".join(map(quoted, words))
 
 
 @dataclass(frozen=True)

@@ -106,13 +106,12 @@ class Line:
 
 
 def words(name: str, step: Step, seconds: float) -> str:
-    """``encoder: forward 12/40 batches, 5.1/s, 5 s left``."""
-    if not step.name:
-        return escaped(f"{name}: {seconds:.0f} s")
-    if step.total is None or not step.done or seconds <= 0:
-        return escaped(f"{name}: {step.name} {_amount(step)}{seconds:.0f} s")
-    rate = step.done / seconds
-    return escaped(f"{name}: {step.name} {_amount(step)}{rate:.3g}/s, {(step.total - step.done) / rate:.0f} s left")
+    """``forward 12/40 batches, 5.1/s, 5 s left · encoder``: where the line is too short, the name is what is cut."""
+    told = f"{step.name} {_amount(step)}{seconds:.0f} s".lstrip()
+    if step.total is not None and step.done and seconds > 0:
+        rate = step.done / seconds
+        told = f"{step.name} {_amount(step)}{rate:.3g}/s, {(step.total - step.done) / rate:.0f} s left"
+    return escaped(f"{told} · {name}")
 
 
 def _amount(step: Step) -> str:

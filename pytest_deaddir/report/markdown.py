@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_deaddir.report.words import (
     COMPARED,
     checks_line,
+    closing_norm,
     comparison,
     cosine,
     dead,
@@ -18,15 +19,14 @@ from pytest_deaddir.report.words import (
     incomplete,
     label_of,
     number,
+    urgency,
     verdict,
     why_open_no_more,
 )
-from pytest_deaddir.rules.vocabulary import SEVERITIES
 
 if TYPE_CHECKING:
     from pytest_deaddir.report.words import Entry
     from pytest_deaddir.rules import Rule
-    from pytest_deaddir.tables import Row
 
 #: Findings of one model that are shown.
 MOST = 20
@@ -55,7 +55,11 @@ def _model_lines(entry: Entry) -> Iterator[str]:
         yield _table(["", ""], [[name, _prose(phrase)] for name, phrase in _card(entry)])
         yield ""
         yield from _norm_lines(entry)
-    findings = sorted(entry["findings"], key=_urgency)
+        norm = closing_norm(entry)
+        if norm is not None and (reason := norm["unmeasured"] or norm["inconclusive"]):
+            yield f"{_code(norm['path'])}: {_prose(reason)}"
+            yield ""
+    findings = sorted(entry["findings"], key=urgency)
     for finding in findings[:MOST]:
         why = why_open_no_more(finding)
         yield f"* **{finding['code']}** {finding['severity']}: {_prose(finding['message'])}" + (
@@ -69,10 +73,6 @@ def _model_lines(entry: Entry) -> Iterator[str]:
         yield f"The audit ended in an error: {_prose(entry['error'].splitlines()[0])}"
     elif entry["checks"]:
         yield checks_line(entry["checks"], incomplete=incomplete(entry))
-
-
-def _urgency(finding: Row) -> tuple[bool, int]:
-    return bool(why_open_no_more(finding)), SEVERITIES.index(finding["severity"])
 
 
 def _card(entry: Entry) -> Iterator[tuple[str, str]]:

@@ -80,7 +80,8 @@ def _rule(rule: Rule) -> dict[str, Any]:
 def _result(entry: Entry, finding: Row, index: dict[str, int]) -> dict[str, Any]:
     """A finding: its fingerprint is made of what it is about, so that it stays one alert whatever is measured."""
     code, path = finding["code"], str(finding["path"])
-    identity = "\0".join((code, label_of(entry), "" if finding["table"] == "model" else path))
+    subject = (entry.get("anchor") or {}).get("subject") or label_of(entry)
+    identity = "\0".join((code, subject, "" if finding["table"] == "model" else path))
     result = {
         "ruleId": code,
         "ruleIndex": index[code],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_deaddir.report.words import (
+    WARNED,
     checks_line,
     comparison,
     cosine,
@@ -16,11 +18,13 @@ from pytest_deaddir.report.words import (
     dead,
     dead_by_dtype,
     escaped,
+    escaped_lines,
     facts,
     label_of,
     limit_words,
     number,
     shown,
+    urgency,
     why_open_no_more,
 )
 
@@ -78,7 +82,10 @@ def finding_lines(finding: Row) -> Iterator[str]:
     yield f"  site      {escaped(finding['path'])}"
     for column, value in finding["measured"].items():
         limits = " and ".join(limit_words(op, limit) for op, limit in finding["limit"].get(column, {}).items())
-        yield f"  measured  {column} = {escaped(shown(column, value))}" + (f", must be {limits}" if limits else "")
+        cut = value[:MOST_VALUES] if isinstance(value, list) else value
+        more = f", … ({len(value)} in all)" if cut is not value and len(value) > MOST_VALUES else ""
+        measured = escaped(shown(column, cut)) + more
+        yield f"  measured  {column} = {measured}" + (f", must be {limits}" if limits else "")
 
 
 class Coloured(str):
@@ -99,8 +106,9 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 def write_lines(writer: Any, lines: Iterable[str]) -> None:
     """Write lines to pytest's terminal reporter, which leaves colours out where there are none."""
+    plain = "CI" in os.environ  # whose logs are read as text, whatever they can show
     for line in lines:
-        writer.write_line(line, **({line.colour: True} if isinstance(line, Coloured) else {}))
+        writer.write_line(line, **({line.colour: True} if isinstance(line, Coloured) and not plain else {}))
 
 
 def summary_lines(results: Results, verbosity: int) -> list[str]:
@@ -112,8 +120,12 @@ def summary_lines(results: Results, verbosity: int) -> list[str]:
         if lines:
             lines.append("")
         lines += _model_lines(label, result, verbosity)
+    if lines and results.settings.reports:
+        lines.append("")
     for path in results.settings.reports if lines else ():
-        lines += ["", f"report written to {path}"]
+        problem = results.unwritten.get(path)
+        told = f"report NOT written to {escaped(str(path))}: {escaped_lines(problem)}" if problem else ""
+        lines.append(Coloured.of(told, "red") if told else f"report written to {escaped(str(path))}")
     for note in results.notes if lines else ():
         lines += ["", escaped(note)]
     return lines
@@ -123,17 +135,21 @@ def _comparison_lines(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The models of a run beside one another, as far as the terminal is wide."""
     headers = ["model", "kind", "d", "aligned", "noise", "depth", "dead", "σ min", "verdict"]
     rows = [[label_of(entry), *comparison(entry)] for entry in entries]
+    warned = any(row[-1] == WARNED for row in rows)
+    for row in rows:
+        row[-1] = "passed *" if row[-1] == WARNED else row[-1]
     used = [0, *(column for column in range(1, len(headers)) if any(row[column] for row in rows))]
-    yield from _fitted([headers[column] for column in used], [[row[column] for column in used] for row in rows])
+    cells = [[row[column] for column in used] for row in rows]
+    yield from _fitted([headers[column] for column in used], cells, ("d", "kind", "depth", "noise"))
     worst = "; σ min: the worst block's ratio to the one before, relative to the median" if 7 in used else ""
-    yield from _wrapped(f"dead: predicted/measured{worst}")
+    yield from _wrapped(f"dead: predicted/measured{worst}" + ("; *: with warnings" if warned else ""))
 
 
 def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[str]:
     if result.audit is None:
         told = f": {escaped(result.error.splitlines()[0])}" if result.error else ""
         yield from _wrapped(f"{label}: not audited{told}", "red")
-        yield checks_line(result.checks, result.error, result.incomplete)
+        yield from _wrapped(checks_line(result.checks, result.error, result.incomplete))
         return
     yield from _wrapped(f"{label}: {_facts(result.audit, result.origin)}")
     if verbosity >= 0:
@@ -141,18 +157,21 @@ def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[st
         yield from _norm_lines(result, show_all=verbosity > 0)
         yield from _block_lines(result, show_all=verbosity > 0)
     yield from _baseline_lines(result.audit["model"])
-    findings = result.as_dict()["findings"]
+    findings = sorted(result.findings, key=urgency)
+    most = len(findings) if verbosity > 0 else MOST_FINDINGS
     if findings:
         yield ""
-        for finding in findings:
+        for finding in findings[:most]:
             why = why_open_no_more(finding)
             text = f"{finding['code']} {finding['severity']:<7}  {escaped(finding['message'])}"
             yield from _wrapped(text, None if why else _COLOURS[finding["severity"]])
             if why:
                 yield from _wrapped(f"  {escaped(why)}")
+        if len(findings) > most:
+            yield f"({len(findings) - most} more; -v shows them)"
     yield ""
     passed = not result.incomplete and not result.checks["failed"]
-    yield Coloured.of(checks_line(result.checks, result.error, result.incomplete), "green" if passed else "red")
+    yield from _wrapped(checks_line(result.checks, result.error, result.incomplete), "green" if passed else "red")
 
 
 def _wrapped(text: str, colour: str | None = None) -> Iterator[str]:
@@ -163,18 +182,33 @@ def _wrapped(text: str, colour: str | None = None) -> Iterator[str]:
         yield Coloured.of(line, colour) if colour else line
 
 
-def _fitted(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table whose first column, of paths or names, is cut until the terminal holds it."""
+def _fitted(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> list[str]:
+    """A table that the terminal holds: its first column, of paths or names, is cut, and then ``spare`` columns are left out
+    in this order, which a line below says."""
     from tabulate import tabulate
 
-    def lines(room: int) -> list[str]:
+    width = shutil.get_terminal_size().columns
+
+    def lines(without: Sequence[str], room: int) -> list[str]:
+        kept = [column for column, header in enumerate(headers) if header not in without]
         cut = [[_shortened(row[0], room), *row[1:]] for row in rows]
-        return tabulate(cut, headers, disable_numparse=True).split("\n")
+        cells = [[row[column] for column in kept] for row in (headers, *cut)]
+        rule = ["-" * max(map(len, column)) for column in zip(*cells, strict=True)]
+        # with headers of its own, tabulate would make each column two characters wider
+        return tabulate([cells[0], rule, *cells[1:]], tablefmt="plain", disable_numparse=True).split("\n")
 
     longest = max([len(headers[0]), *(len(escaped(row[0])) for row in rows)])
-    whole = lines(longest)
-    excess = max(map(len, whole)) - shutil.get_terminal_size().columns
-    return whole if excess <= 0 else lines(max(12, longest - excess))
+    given = [header for header in spare if header in headers]
+    for count in range(len(given) + 1):
+        whole = lines(given[:count], longest)
+        excess = max(map(len, whole)) - width
+        if excess <= 0:
+            break
+        whole = lines(given[:count], max(_LEAST_NAME, longest - excess))
+        if max(map(len, whole)) <= width:
+            break
+    note = f"({width} columns hold no more: {', '.join(given[:count])} left out)" if count else ""
+    return [*whole, *(_wrapped(note) if note else ())]
 
 
 def _baseline_lines(model: Row) -> Iterator[str]:
@@ -205,11 +239,24 @@ def _norm_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
     measured = any(norm["samples"] for norm in shown)
     by_dtype = any(dead_by_dtype(norm) for norm in shown)
     headers = ["norm", "kind", "role", "|γ| min", "median", "dead"]
-    headers += (["fp32/bf16/fp16"] if by_dtype else []) + (["aligned", "noise ratio"] if measured else [])
-    yield from _fitted(headers, [_norm_row(norm, measured, by_dtype) for norm in shown])
+    headers += (["fp32/bf16/fp16"] if by_dtype else []) + (["aligned", "noise"] if measured else [])
+    yield from _fitted(headers, [_norm_row(norm, measured, by_dtype) for norm in shown], ("kind", "median", "role"))
     if len(shown) < len(norms):
         yield f"({len(norms) - len(shown)} more without findings; -v shows them)"
+    for norm in shown:
+        reason = norm["unmeasured"] or norm["inconclusive"]
+        if reason and norm["path"] not in found:  # a finding says it too
+            yield from _wrapped(f"{escaped(norm['path'])}: {escaped(reason)}")
 
+
+#: Entries of a list that was measured.
+MOST_VALUES = 8
+
+#: Characters that a path or a name has in any case.
+_LEAST_NAME = 16
+
+#: Findings that are shown where not all are asked for.
+MOST_FINDINGS = 20
 
 #: Rows of the table of blocks that are shown where there are no findings.
 WORST = 3
@@ -244,8 +291,8 @@ def _block_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
         for block in shown
     ]
     yield ""
-    headers = ["residual stream after", "σ min", "median", "ratio", "relative", "dead"]
-    yield from _fitted(headers, rows)
+    headers = ["residual stream", "σ min", "median", "ratio", "relative", "dead"]
+    yield from _fitted(headers, rows, ("median", "ratio"))
     if len(shown) < len(blocks):
         yield f"({len(blocks) - len(shown)} more that keep as much or more; -v shows them)"
     if any(block["readable"] is False for block in shown):
@@ -256,9 +303,20 @@ def _block_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
 
 
 def _shortened(path: str, room: int) -> str:
-    """A path with its end, where it says the most."""
+    """A path in ``room`` characters: names on the way to its last become their first letters, from the left on and as many as
+    need be, since numbers and the end say the most; what is still too long, and what is no path, loses its middle."""
     path = escaped(path)
-    return path if len(path) <= room else f"…{path[-room + 1 :]}"
+    parts = path.split(".")
+    if all(part.isidentifier() or part.isdecimal() for part in parts):
+        for place, part in enumerate(parts[:-1]):
+            if len(".".join(parts)) <= room:
+                break
+            parts[place] = part if part.isdecimal() else part[0]
+        path = ".".join(parts)
+    if len(path) <= room:
+        return path
+    head = (room - 1) // 2
+    return f"{path[:head]}…{path[len(path) - (room - 1 - head) :]}"
 
 
 def _norm_row(norm: Row, measured: bool, by_dtype: bool) -> list[str]:

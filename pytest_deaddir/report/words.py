@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pytest_deaddir.rules.vocabulary import SEVERITIES
+
 if TYPE_CHECKING:
     from pytest_deaddir.tables import Row
 
@@ -96,6 +98,12 @@ def open_findings(entry: Entry) -> list[Row]:
     return [finding for finding in entry["findings"] if not why_open_no_more(finding)]
 
 
+def urgency(finding: Row) -> tuple[Any, ...]:
+    """By what findings are put in order: what is accepted last, the gravest first, numbers in a path by their value."""
+    place = [(int(part), "") if part.isdecimal() else (-1, part) for part in str(finding["path"]).split(".")]
+    return bool(why_open_no_more(finding)), SEVERITIES.index(finding["severity"]), finding["code"], place
+
+
 def why_open_no_more(finding: Row) -> str:
     """Why a finding fails no check whatever its severity; empty where it may."""
     if finding["suppressed"] is not None:
@@ -137,6 +145,10 @@ def comparison(entry: Entry) -> list[str]:
     ]
 
 
+#: The verdict on a model whose checks passed, some of them with warnings.
+WARNED = "passed with warnings"
+
+
 def verdict(entry: Entry) -> str:
     """What came of a model's checks, in one or two words. Only ``passed`` and ``passed with warnings`` are a pass."""
     checks = entry["checks"]
@@ -148,7 +160,7 @@ def verdict(entry: Entry) -> str:
         return "incomplete"
     if not entry["norms"] or not checks.get("run"):
         return "nothing judged"
-    return "passed with warnings" if checks["warned"] else "passed"
+    return WARNED if checks["warned"] else "passed"
 
 
 def incomplete(entry: Entry) -> bool:

@@ -32,6 +32,7 @@ from pytest_deaddir.algebra.kernel import kernel_basis
 from pytest_deaddir.discovery.consumers import Consumer, Uses, find_consumers
 from pytest_deaddir.discovery.discover import NormSite
 from pytest_deaddir.discovery.trace import evaluating, floating
+from pytest_deaddir.progress import told
 from pytest_deaddir.tables import Row
 
 #: Forward passes that one audit may cost by default.
@@ -284,7 +285,7 @@ def _try(runner: _Runner, tries: list[tuple[_Space, _Move]], random: np.random.G
     problem = _problem(runner, base, rounding)
     for space, _ in tries:
         space.note = problem
-    for space, move in tries if not problem else ():
+    for space, move in told("parameter space", tries if not problem else (), len(tries), "moves"):
         step = _Step(runner, move, random)
         dtypes = (space.uses.dtype, *(weight.dtype for weight in step.weights.values()))
         own = space.site.probe.kernel_error or 0.0  # of a norm that computes in less than it returns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from contextlib import contextmanager
 
 import numpy as np
@@ -133,3 +135,23 @@ def test_text_from_a_checkpoint_cannot_drive_the_terminal(audit, checkpoint):
     shown = result.stdout.str()
     assert not set("\x1b\u202e\x00") & set(shown)
     assert r"\x1b[2J" in shown
+
+
+def test_a_folder_whose_name_speaks_to_terminals_and_logs_is_quoted_to_be_copied(
+    audit, checkpoint, pytester, monkeypatch
+):
+    name = "evil\n::error file=README.md::injected \x1b[31m\u202e'q\\"
+    checkpoint(name, nan="transformer.ln_f")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    result = audit(models=[name])
+    text = result.stdout.str()
+    assert result.ret == 1
+    assert not any(sign in text for sign in ("\x1b", "\u202e", "\n::error file=README.md"))
+    [line] = [line for line in result.outlines if line.startswith("re-run")]
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {line.removeprefix('re-run').strip()}"],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    assert f"--deaddir-model={name}" in words.stdout.decode().split("\0")

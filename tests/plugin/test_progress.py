@@ -75,7 +75,7 @@ def seen(text):
 @pytest.mark.parametrize("options", [(), ("-s",), ("-v",), ("--capture=sys",)])
 def test_the_line_shows_how_far_it_is_and_leaves_the_output_as_it_was(on_a_terminal, options):
     written = on_a_terminal(*options)
-    assert re.search(r"m: forward \d/8 batches, \d", written)
+    assert re.search(r"forward \d/8 batches, \d", written)
     assert re.search(r"s left\b", written)
     assert "batches" not in seen(written)
     assert seen(written) == seen(on_a_terminal(*options, env={"TERM": "dumb"}))
@@ -93,10 +93,11 @@ def test_workers_of_xdist_leave_the_terminal_to_its_owner(on_a_terminal):
 
 
 def test_words():
-    assert words("m", Step(""), 3.2) == "m: 3 s"
-    assert words("m", Step("loading"), 12) == "m: loading 12 s"
-    assert words("m", Step("forward", 10, 40, "rows"), 5) == "m: forward 10/40 rows, 2/s, 15 s left"
-    assert words("m", Step("reading", 3.14159, None, "MB"), 2) == "m: reading 3.14 MB, 2 s"
+    """The numbers come first: a name that is too long for the line must not push them out of it."""
+    assert words("m", Step(""), 3.2) == "3 s · m"
+    assert words("m", Step("loading"), 12) == "loading 12 s · m"
+    assert words("m", Step("forward", 10, 40, "rows"), 5) == "forward 10/40 rows, 2/s, 15 s left · m"
+    assert words("m", Step("reading", 3.14159, None, "MB"), 2) == "reading 3.14 MB, 2 s · m"
     assert "\x1b" not in words("\x1b[31mm", Step("loading"), 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -126,6 +127,38 @@ def test_a_model_that_could_not_be_audited_is_no_success(audit, checkpoint):
     assert "### `m`: not audited" in Path("out.md").read_text(encoding="utf-8")
 
 
+GONE = """
+import shutil
+def pytest_collection_finish():
+    shutil.rmtree("gone")
+def pytest_deaddir_report_formats():
+    return {".boom": lambda models, rules: 1 / 0}
+"""
+
+
+def test_a_report_that_cannot_be_written_costs_nothing_but_itself(audit, checkpoint, pytester):
+    checkpoint(nan="transformer.ln_f")
+    pytester.makeconftest(GONE)
+    pytester.mkdir("gone")
+    result = audit("--deaddir-report=gone/out.json", "--deaddir-report=out.boom", "--deaddir-report=after.json")
+    assert result.ret == 1
+    assert report_of("after.json")[0]["findings"][0]["code"] == "DD001"
+    shown = text_of(result)
+    assert "DD001 error" in shown
+    assert re.search(r"report NOT written to \S+out\.json: .*No such file or directory", shown)
+    assert re.search(r"report NOT written to \S+out\.boom: Traceback", shown)
+    assert "ZeroDivisionError" in shown
+    assert re.search(r"report written to \S+after\.json", shown)
+    assert "INTERNALERROR" not in shown
+
+
+def test_a_healthy_model_without_its_report_is_no_success(audit, checkpoint, pytester):
+    checkpoint()
+    pytester.makeconftest(GONE)
+    pytester.mkdir("gone")
+    assert audit("--deaddir-report=gone/out.json").ret == 1
+
+
 # --- where a finding is shown -----------------------------------------------------------------------------------------
 
 
@@ -161,6 +194,46 @@ def test_a_model_of_a_gate_file_is_anchored_to_its_line_there(pytester, checkpoi
     assert list(places("out.sarif")) == [("deaddir.toml", 4)]
     (rule,) = [rule for rule in run_of("out.sarif")["tool"]["driver"]["rules"] if rule["id"] == "DD002"]
     assert rule["defaultConfiguration"] == {"level": "error"}
+
+
+@pytest.fixture
+def repository(pytester):
+    """git, in the folder that the tests run in."""
+
+    def git(*words):
+        author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+        subprocess.run(["git", *author, *words], cwd=pytester.path, check=True, capture_output=True)
+
+    git("init")
+    return git
+
+
+def test_a_checkpoint_that_git_ignores_is_shown_at_a_file_that_is_committed(audit, checkpoint, pytester, repository):
+    checkpoint(tiny="transformer.ln_f")
+    (pytester.path / ".gitignore").write_text("m/\n")
+    (pytester.path / "README.md").write_text("A model.\n")
+    repository("add", ".gitignore", "README.md")
+    audit("--deaddir-report=out.sarif")
+    assert list(places("out.sarif")) == [("README.md", 1)]
+    repository("add", "--force", "m/config.json")
+    audit("--deaddir-report=out.sarif")
+    assert list(places("out.sarif")) == [("m/config.json", 1)]
+
+
+def test_an_alert_stays_one_wherever_pytest_is_started(pytester, checkpoint, repository, monkeypatch):
+    def fingerprints(*options):
+        pytester.runpytest_inprocess("--deaddir-only", "--deaddir-level=read", *options, "--deaddir-report=out.sarif")
+        return [result["partialFingerprints"] for result in run_of("out.sarif")["results"]]
+
+    checkpoint("models/m", tiny="transformer.ln_f")
+    repository("add", "models/m/config.json")
+    above = fingerprints("--deaddir-model=models/m")
+    sub = pytester.mkdir("sub")
+    (sub / "pytest.ini").write_text("[pytest]\n")
+    monkeypatch.chdir(sub)
+    assert above
+    assert fingerprints("--deaddir-model=../models/m") == above
+    assert fingerprints(f"--deaddir-model={pytester.path / 'models' / 'm'}") == above
 
 
 # --- a job on GitHub --------------------------------------------------------------------------------------------------
@@ -231,6 +304,13 @@ def test_there_are_at_most_ten(audit, checkpoint, pytester, on_github):
     found = commands(audit("--deaddir-rules=rule.toml"))
     assert len(found) == 10
     assert found[0].startswith("::error ")
+
+
+def test_annotations_do_not_need_the_terminal_plugin(audit, checkpoint, on_github):
+    checkpoint(nan="transformer.ln_f")
+    result = audit("-p", "no:terminal", "--deaddir-report=out.json")
+    assert any(line.startswith("::error file=m/config.json") for line in result.errlines)
+    assert any(line.startswith("report written to") for line in result.errlines)
 
 
 def test_what_was_accepted_is_no_annotation(pytester, checkpoint, on_github):
