@@ -45,12 +45,13 @@ def audit(
     ``subject``: a spec as for ``--deaddir-model``, a path, or an ``nn.Module``. ``inputs``: a path as for
     ``--deaddir-inputs``, or the arguments of a forward pass (mapping, tuple or tensor; a list of these as batches).
     ``device``: auto, cpu, cuda or mps; a module stays where it is by default. ``dtype``: float64, float32, bfloat16 or
-    float16; default the checkpoint's own. ``rules``: default the shipped ones. ``samples``: rows of activations, default
-    4 × width. ``batch_size``: sequences of one forward pass, default as many as make about 2000 rows.
-    ``solver``: inverse, or svd for full decompositions of every tap. ``max_memory``: what the weights may take, as for
-    ``--deaddir-max-memory``: 2GB, or cpu=2GB,0=20GB. ``tp_plan``: auto where the processes of torchrun share the weights, as
-    for ``--deaddir-tp-plan``. ``baseline``: an earlier audit to compare with, or another subject to
-    audit in the same way first; findings that it holds are marked ``known`` and fail no check.
+    float16; default the checkpoint's own. ``rules``: default the shipped ones. ``seed``: of made-up inputs, and at level
+    full of the random twin and the random moves. ``samples``: rows of activations, default 4 × width. ``batch_size``:
+    sequences of one forward pass, default as many as make about 2000 rows. ``solver``: inverse, or svd for full
+    decompositions of every tap. ``max_memory``: what the weights may take, as for ``--deaddir-max-memory``: 2GB, or
+    cpu=2GB,0=20GB. ``tp_plan``: auto where the processes of torchrun share the weights, as for ``--deaddir-tp-plan``.
+    ``baseline``: an earlier audit to compare with, or another subject to audit in the same way first; findings that it
+    holds are marked ``known`` and fail no check.
     Raises a :class:`~pytest_deaddir.errors.DeaddirError` that says what is wrong with the subject or the inputs.
     """
     from pytest_deaddir.rules import judge, load_rules, shipped_rules
