@@ -63,3 +63,10 @@ def audit(pytester):
         return pytester.runpytest_inprocess("--deaddir-only", f"--deaddir-level={level}", *subjects, *options)
 
     return run
+
+
+@pytest.fixture
+def nothing_is_measured(monkeypatch):
+    """From here on, what opens or measures a checkpoint fails."""
+    monkeypatch.setattr("pytest_deaddir.api.measure", lambda *_, **how: pytest.fail("measured"))
+    monkeypatch.setattr("pytest_deaddir.stages.read.open_checkpoint", lambda *_, **how: pytest.fail("opened"))

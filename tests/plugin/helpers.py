@@ -21,6 +21,16 @@ LLAMA = (
 )
 #: A trained GPT-2 with its tokenizer, of width 128.
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-gpt2"
+#: A rule file, by which every norm of the checkpoints here is a finding.
+RULE = """
+code = "ACME001"
+name = "narrow"
+severity = "error"
+table = "norms"
+require = { features = { max = 4 } }
+message = "{path} is {features} wide"
+summary = "A norm is wide."
+"""
 _ALL_RULES = load_rules([shipped_rules()])
 _RULES = [rule for rule in _ALL_RULES if not rule.compares]
 #: The names of a model's items at each level; the catalogue may grow.

@@ -15,6 +15,7 @@ from plugin.helpers import (
     EXAMPLE,
     GPT2,
     READ_ITEMS,
+    RULE,
     assert_no_insides,
     assert_refused,
     outcomes,
@@ -22,26 +23,6 @@ from plugin.helpers import (
     text_of,
 )
 from pytest_deaddir.rules import shipped_rules
-
-RULE = """
-code = "ACME001"
-name = "narrow"
-severity = "error"
-table = "norms"
-require = { features = { max = 4 } }
-message = "{path} is {features} wide"
-summary = "A norm is wide."
-"""
-
-
-@pytest.fixture
-def nothing_is_measured(monkeypatch):
-    """A usage error comes before anything is opened or loaded."""
-
-    def measure(*args, **kwargs):
-        raise AssertionError("measured")
-
-    monkeypatch.setattr("pytest_deaddir.api.measure", measure)
 
 
 def assert_fails_whole(result, *parts, report="out.json"):
@@ -536,6 +517,8 @@ def test_a_factory_that_makes_nothing_to_audit(audit, pytester, with_torch, spec
         factories_for_test="""
         import torch
         from torch import nn
+
+        torch.manual_seed(0)
 
         def number():
             return 1

@@ -53,7 +53,7 @@ def test_a_folder_gives_rules_of_both_kinds(audit, checkpoint, acme):
 
 
 def test_workers_load_them_too(audit, checkpoint, acme):
-    pytest.importorskip("xdist")
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed (dependency group test)")
     checkpoint()
     assert failed(audit("-n", "1", "--deaddir-rules=acme", "--deaddir-select=ACME")) == ["m::ACME001"]
 

@@ -7,17 +7,7 @@ import json
 import pytest
 from tokenizers import Tokenizer
 
-from plugin.helpers import EXAMPLE, GPT2, READ_ITEMS, assert_refused, collected, outcomes, report_of, rerun_lines
-
-RULE = """
-code = "ACME001"
-name = "narrow"
-severity = "error"
-table = "norms"
-require = { features = { max = 4 } }
-message = "{path} is {features} wide"
-summary = "A norm is wide."
-"""
+from plugin.helpers import EXAMPLE, GPT2, READ_ITEMS, RULE, assert_refused, collected, outcomes, report_of, rerun_lines
 
 
 def ini(pytester, **settings):

@@ -150,7 +150,7 @@ def test_the_re_run_of_a_failing_check_fails_in_the_same_way(audit, checkpoint, 
 
 
 def test_workers_choose_alike(audit, checkpoint):
-    pytest.importorskip("xdist")
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed (dependency group test)")
     checkpoint(tiny="transformer.ln_f")
     result = audit("-n", "1", "--deaddir-select=DD002", "--deaddir-fail-on=warning")
     assert outcomes(result) == {"m::discovery": "passed", "m::DD002": "failed"}

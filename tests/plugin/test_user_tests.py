@@ -462,6 +462,7 @@ def test_inputs_by_position_get_their_names(pytester, with_torch):
         from torch import nn
 
         def make():
+            torch.manual_seed(0)
             return nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), [(torch.randn(20, 8),), torch.randn(20, 8)]
         """,
         test_mine="""

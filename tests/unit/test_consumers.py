@@ -110,7 +110,6 @@ class One(nn.Module):
 
 
 def one(use, prepare=lambda module: None):
-    torch.manual_seed(0)
     module = One(use).eval()
     for norm in (module.norm, module.other):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -262,7 +261,6 @@ def test_a_weight_with_another_use_is_tied(how):
 
 
 def test_a_tie_with_the_rest_of_the_model_counts():
-    torch.manual_seed(0)
     core = One(lambda m, y, x: m.b(y)).eval()
     whole = nn.ModuleDict({"core": core, "head": nn.Linear(8, 8, bias=False)})
     whole["head"].weight = core.b.weight
@@ -298,7 +296,6 @@ def test_channels_are_moved_last_before_a_linear_map():
         def forward(self, x):
             return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    torch.manual_seed(0)
     assert told(uses_of(Channels().eval(), (torch.randn(2, 6, 4, 5),))) == {"norm": (["out"], True)}
 
 

@@ -23,8 +23,8 @@ from pytest_deaddir.source.processors import stacked
 from pytest_deaddir.source.spec import parse_spec
 from pytest_deaddir.source.tokens import Tokens
 
-transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
+transformers = pytest.importorskip("transformers", reason="needs pytest-deaddir[torch]")
+tokenizers = pytest.importorskip("tokenizers", reason="comes with transformers")
 
 WORDS = [f"w{i}" for i in range(60)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
