@@ -1,6 +1,7 @@
 """Rules: what makes one, where they come from, which are chosen, and what they find.
 
     vocabulary   the words of a rule file, and what can be wrong with one
+    row          a row as a rule in Python sees it
     definition   Rule
     toml         rules in TOML
     python       rules in Python: @rule
@@ -25,5 +26,5 @@ from pytest_deaddir.rules.judge import judge as judge
 from pytest_deaddir.rules.load import Source as Source
 from pytest_deaddir.rules.load import entry_points as entry_points
 from pytest_deaddir.rules.load import load_rules as load_rules
-from pytest_deaddir.rules.python import RowView as RowView
 from pytest_deaddir.rules.python import rule as rule
+from pytest_deaddir.rules.row import RowView as RowView

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from pytest_deaddir.rules.row import RowView
 from pytest_deaddir.tables import COLUMNS, COMPARED, LEVELS, Level, Row
-
-if TYPE_CHECKING:
-    from pytest_deaddir.rules.python import RowView
 
 Expectation = Literal["pass", "finding", "skip"]
 

@@ -9,7 +9,8 @@ from datetime import date
 from typing import Any
 
 from pytest_deaddir.rules.definition import Rule
-from pytest_deaddir.rules.python import RowView, Unmeasured, message_of
+from pytest_deaddir.rules.python import message_of
+from pytest_deaddir.rules.row import RowView, Unmeasured
 from pytest_deaddir.rules.suppress import Suppression, outdated, suppress
 from pytest_deaddir.rules.vocabulary import SEVERITIES
 from pytest_deaddir.tables import Audit, Row

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_deaddir.errors import RuleError
 from pytest_deaddir.rules import RowView, Source, check_rule, evaluate, judge, load_rules, rule
-from pytest_deaddir.rules.python import Unmeasured
+from pytest_deaddir.rules.row import Unmeasured
 from pytest_deaddir.tables import COLUMNS, Audit, row
 
 OUTLIER = '''
