@@ -18,7 +18,7 @@ import numpy as np
 
 from pytest_deaddir import read
 from pytest_deaddir.discovery.names import sites_from_names
-from pytest_deaddir.source.checkpoint import open_checkpoint
+from pytest_deaddir.source.open import open_checkpoint
 from pytest_deaddir.source.spec import parse_spec
 
 WIDTH = 1024

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,23 +102,13 @@ class Checkpoint:
             yield tensor, values
 
 
-def open_checkpoint(spec: Spec, *, download: bool = True, wanted: Choice | None = None) -> Checkpoint:
-    """Find and open what a spec of the form directory, safetensors or hub names: configs and headers, no values yet.
+def open_local(spec: Spec) -> Checkpoint:
+    """Open the files that a spec of the form directory, safetensors or gguf names: configs and headers, no values yet.
 
-    ``download``: whether a hub's model is to lie on this disk. Otherwise what is read is fetched by range, and of a sharded
-    model no headers but those of the shards that hold what ``wanted`` chooses.
     Raises :class:`CheckpointError` naming the file, and :class:`SpecError` where the form needs what is not installed.
     """
-    if spec.form == "hub" and not download:
-        from pytest_deaddir.source.remote import open_remote
-
-        return open_remote(spec, wanted)
-    revision = None
-    if spec.form == "hub":
-        path, revision = _downloaded(spec)
-    elif spec.path is not None:
-        path = spec.path
-    else:
+    path = spec.path
+    if path is None:
         raise SpecError(f"{spec.text}: has no files to read; it can be audited at --deaddir-level forward")
     if spec.form == "safetensors":
         return _from_safetensors(path, {}, [path])
@@ -134,7 +124,6 @@ def open_checkpoint(spec: Spec, *, download: bool = True, wanted: Choice | None 
     if weights is None:
         raise CheckpointError(path, f"none of {', '.join(WEIGHTS)} is there")
     checkpoint = _from_weights(weights, config)
-    checkpoint.revision = revision
     differing: list[str] = []
     uncompared: list[str] = []
     for other in _others(path, weights):
@@ -144,6 +133,13 @@ def open_checkpoint(spec: Spec, *, download: bool = True, wanted: Choice | None 
         elif differs:
             differing.append(other)
     checkpoint.differing, checkpoint.uncompared = differing, uncompared
+    return checkpoint
+
+
+def open_snapshot(spec: Spec, path: Path) -> Checkpoint:
+    """Open a hub model where huggingface_hub's cache holds it: in a folder that its commit names."""
+    checkpoint = open_local(replace(spec, form="directory", path=path))
+    checkpoint.revision = path.name
     return checkpoint
 
 
@@ -286,7 +282,7 @@ def _from_pickles(path: Path, config: dict[str, Any], files: list[Path]) -> Chec
         try:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
         except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ValueError …
-            raise CheckpointError(file, f"refused by torch.load(weights_only=True): {_first_line(error)}") from error
+            raise CheckpointError(file, f"refused by torch.load(weights_only=True): {first_line(error)}") from error
         if not isinstance(state, dict):
             raise CheckpointError(file, f"holds a {type(state).__name__}, not a state dict")
         for name, value in state.items():
@@ -318,27 +314,6 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first sentence: torch's go on to advise loading with weights_only=False."""
     return re.split(r"\.\s|\n", str(error).strip())[0][:200] or type(error).__name__
-
-
-def _downloaded(spec: Spec) -> tuple[Path, str]:
-    """A hub model's files in huggingface_hub's cache, downloaded if need be, and the commit they are of."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    assert spec.repository is not None
-    wanted = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
-    try:
-        path = Path(snapshot_download(spec.repository, revision=spec.revision, allow_patterns=wanted))
-        if not any((path / name).is_file() for name in WEIGHTS[:2]):
-            wanted = ["*.json", "*.txt", "*.model", "*.jinja", "pytorch_model*.bin"]
-            path = Path(snapshot_download(spec.repository, revision=spec.revision, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise SpecError(
-            f"{spec.text}: no local path of that name, and the hub does not give it: {_first_line(error)}"
-        ) from error
-    if not (path / "config.json").is_file():
-        raise CheckpointError(path, f"{spec.repository} has no config.json")
-    return path, path.name

@@ -21,9 +21,10 @@ from torch import nn
 
 from pytest_deaddir.errors import CheckpointError, ModelError, SpecError
 from pytest_deaddir.source import timm
-from pytest_deaddir.source.checkpoint import check_entries, open_checkpoint
+from pytest_deaddir.source.checkpoint import check_entries
 from pytest_deaddir.source.limits import within_limits
 from pytest_deaddir.source.offload import Limit, built, limit_of
+from pytest_deaddir.source.open import open_checkpoint
 from pytest_deaddir.source.spec import Spec
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}

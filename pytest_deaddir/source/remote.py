@@ -9,7 +9,6 @@ one range (huggingface/xet-core#897), and object stores answer two ranges with t
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 import threading
@@ -47,7 +46,7 @@ from pytest_deaddir.source.checkpoint import (
     Checkpoint,
     Choice,
     Traffic,
-    open_checkpoint,
+    open_snapshot,
     parse_json,
     shard_names,
 )
@@ -133,9 +132,7 @@ def _from_cache(spec: Spec) -> Checkpoint:
             f"{spec.text}: no local path of that name, and the hub does not give it: HF_HUB_OFFLINE is set, and "
             f"huggingface_hub's cache does not hold it at {_revision(spec)}"
         ) from error
-    checkpoint = open_checkpoint(dataclasses.replace(spec, form="directory", path=path))
-    checkpoint.revision = path.name
-    return checkpoint
+    return open_snapshot(spec, path)
 
 
 def _json_object(hub: _Repository, name: str) -> dict[str, Any]:

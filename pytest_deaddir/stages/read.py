@@ -16,7 +16,8 @@ from pytest_deaddir.algebra.kernel import direction, participation_ratio
 from pytest_deaddir.algebra.spectrum import bottom_eigenpairs, dead_by_dtype, dead_coordinates, dead_dimension
 from pytest_deaddir.discovery.names import NamedSite, final_candidates, sites_from_names
 from pytest_deaddir.errors import CheckpointError
-from pytest_deaddir.source.checkpoint import Checkpoint, open_checkpoint
+from pytest_deaddir.source.checkpoint import Checkpoint
+from pytest_deaddir.source.open import open_checkpoint
 from pytest_deaddir.source.spec import Spec
 from pytest_deaddir.stages.settle import settled
 from pytest_deaddir.tables import Audit, Row, row

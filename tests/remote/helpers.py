@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from pytest_deaddir.source.checkpoint import open_checkpoint
+from pytest_deaddir.source.open import open_checkpoint
 from pytest_deaddir.source.spec import parse_spec
 
 MAIN = hashlib.sha1(b"main").hexdigest()

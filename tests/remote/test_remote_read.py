@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from pytest_deaddir.errors import SpecError
 from pytest_deaddir.source import remote
-from pytest_deaddir.source.checkpoint import open_checkpoint
+from pytest_deaddir.source.open import open_checkpoint
 from pytest_deaddir.source.remote import MAX_GAP, OVERREAD, SPECULATIVE, coalesce, open_remote
 from pytest_deaddir.source.safetensors import read_header
 from pytest_deaddir.source.spec import parse_spec
