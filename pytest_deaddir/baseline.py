@@ -4,72 +4,24 @@ the former."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pytest_deaddir.errors import DeaddirError, ModelError, SpecError
+from pytest_deaddir.errors import SpecError
 from pytest_deaddir.given import Given
-from pytest_deaddir.tables import COMPARED, LEVELS, Audit, is_comparison
+from pytest_deaddir.plan import Baseline, Plan, Subject
+from pytest_deaddir.tables import COMPARED, LEVELS, is_comparison
 
 if TYPE_CHECKING:
     from pytest_deaddir.report.words import Entry
-    from pytest_deaddir.rules import Rule
-    from pytest_deaddir.settings import Plan, Subject
-    from pytest_deaddir.tables import Level, Row
+    from pytest_deaddir.tables import Audit, Level, Row
 
 #: What --deaddir-baseline-update may be: without a word, nothing new is taken in.
 UPDATES = ("held", "all")
 
 #: Findings and models that a sentence names, at most.
 NAMED = 5
-
-
-@dataclass(frozen=True, eq=False)
-class Baseline:
-    """What one model is compared with.
-
-    ``written``: as another command line would say it. ``plan``: of another model, which ``rules`` judge as they do this
-    one. Else ``file``, with all the audits ``held`` in it and the ``number`` of this model's, None where it is still to be
-    written. ``update``: one of :data:`UPDATES`, None where the file stays as it is.
-    """
-
-    written: str
-    plan: Plan | None = None
-    rules: Sequence[Rule] = ()
-    file: Path | None = None
-    held: tuple[Audit, ...] = ()
-    number: int | None = None
-    update: str | None = None
-
-    @property
-    def compares(self) -> bool:
-        """Whether there is something to compare with."""
-        return self.plan is not None or self.number is not None
-
-    @property
-    def takes_all(self) -> bool:
-        """Whether new findings are taken into the file, and so fail nothing."""
-        return self.update == "all"
-
-    def beside(self, audit: Audit, measure: Callable[[Plan], Audit]) -> Audit:
-        """The audit with the columns of the comparison. ``measure``: audits another model.
-
-        Raises ModelError where that fails.
-        """
-        if not self.compares:
-            return audit
-        from pytest_deaddir.rules import judge
-        from pytest_deaddir.stages.compare import compare
-
-        if self.number is not None:
-            return compare(audit, self.held[self.number])
-        assert self.plan is not None
-        try:
-            other = measure(self.plan)
-        except DeaddirError as error:
-            raise ModelError(f"the baseline {self.written}: {error}") from error
-        return compare(audit, judge(other, self.rules))
 
 
 def baseline_of(

@@ -13,8 +13,8 @@ import pytest
 from pytest_deaddir.session import DISCOVERY, STATE, State, attach
 
 if TYPE_CHECKING:
+    from pytest_deaddir.plan import Plan, Subject
     from pytest_deaddir.rules import Rule, Verdict
-    from pytest_deaddir.settings import Plan, Subject
     from pytest_deaddir.tables import Audit, Row
 
 
@@ -174,7 +174,7 @@ def lies_in_a_checkpoint(path: Path, state: State) -> bool:
 
 def plans_of(items: Iterable[pytest.Item]) -> Iterator[Plan]:
     """What checks and tests with our fixtures will ask for."""
-    from pytest_deaddir.settings import Subject
+    from pytest_deaddir.plan import Subject
 
     for item in items:
         if isinstance(item, AuditItem):

@@ -12,8 +12,8 @@ from pytest_deaddir.given import Given
 from pytest_deaddir.settings import choose_rules, refuse
 
 if TYPE_CHECKING:
+    from pytest_deaddir.plan import RuleChoice
     from pytest_deaddir.rules import Rule
-    from pytest_deaddir.settings import RuleChoice
 
 
 def run_command(config: pytest.Config) -> int:

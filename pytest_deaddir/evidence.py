@@ -27,7 +27,7 @@ from pytest_deaddir.errors import CheckpointError
 from pytest_deaddir.tables import Audit
 
 if TYPE_CHECKING:
-    from pytest_deaddir.settings import Plan
+    from pytest_deaddir.plan import Plan
     from pytest_deaddir.source.spec import Spec
 
 #: Audits that are kept: those used last. A GPT-2's takes 15 kB, that of a model of a hundred blocks 300.

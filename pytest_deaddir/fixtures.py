@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_deaddir.discovery.probe import NormProbe
-    from pytest_deaddir.settings import Subject
+    from pytest_deaddir.plan import Subject
     from pytest_deaddir.tables import Audit, Row
 
 

@@ -15,11 +15,12 @@ import pytest
 from pytest_deaddir.errors import SpecError
 from pytest_deaddir.given import Given, table_layer
 from pytest_deaddir.options import DEVICES, DTYPES, SITES, SOLVERS, TP_PLANS
+from pytest_deaddir.plan import RuleChoice, Subject
 from pytest_deaddir.rules.select import no_such_rule
 from pytest_deaddir.rules.suppress import Suppression
 from pytest_deaddir.rules.toml import line_of, read_document
 from pytest_deaddir.rules.vocabulary import SEVERITIES, did_you_mean
-from pytest_deaddir.settings import RuleChoice, Subject, choose_rules, measuring, plan_of, with_baseline
+from pytest_deaddir.settings import choose_rules, measuring, plan_of, with_baseline
 from pytest_deaddir.tables import LEVELS
 
 _WORDS = "a list of strings"

@@ -20,8 +20,8 @@ from pytest_deaddir.shared import Shared
 from pytest_deaddir.stages.ranks import world
 
 if TYPE_CHECKING:
+    from pytest_deaddir.plan import Plan, Subject
     from pytest_deaddir.rules import Rule
-    from pytest_deaddir.settings import Plan, Subject
     from pytest_deaddir.tables import Audit, Row
 
 #: The name of a model's first item, beside the rules' codes.

@@ -11,9 +11,10 @@ import pytest
 from pytest_deaddir.errors import DeaddirError
 from pytest_deaddir.gate import GateError
 from pytest_deaddir.options import DTYPES, GATE
+from pytest_deaddir.plan import Subject
 from pytest_deaddir.rules.select import no_such_rule, select
 from pytest_deaddir.session import state_of
-from pytest_deaddir.settings import Subject, plan_of
+from pytest_deaddir.settings import plan_of
 from pytest_deaddir.tables import CHOICES
 
 if TYPE_CHECKING:

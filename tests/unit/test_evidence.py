@@ -13,7 +13,7 @@ import pytest
 
 from plugin.helpers import EXAMPLE, GPT2
 from pytest_deaddir import evidence
-from pytest_deaddir.settings import Plan
+from pytest_deaddir.plan import Plan
 from pytest_deaddir.source.spec import parse_spec
 from pytest_deaddir.tables import Audit, row
 
