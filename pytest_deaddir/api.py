@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_deaddir.discovery.discover import Discovery
     from pytest_deaddir.discovery.probe import NormProbe
     from pytest_deaddir.rules import Rule
+    from pytest_deaddir.source.load import Model
 
 
 def audit(
@@ -56,24 +58,25 @@ def audit(
     """
     from pytest_deaddir.rules import judge, load_rules, shipped_rules
 
-    how: dict[str, Any] = {
-        "level": level,
-        "inputs": inputs,
-        "device": device,
-        "dtype": dtype,
-        "seed": seed,
-        "samples": samples,
-        "batch_size": batch_size,
-        "solver": solver,
-        "max_memory": max_memory,
-        "tp_plan": tp_plan,
-    }
+    measured_alike = partial(
+        measure,
+        level=level,
+        inputs=inputs,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        samples=samples,
+        batch_size=batch_size,
+        solver=solver,
+        max_memory=max_memory,
+        tp_plan=tp_plan,
+    )
     rules = load_rules([shipped_rules()]) if rules is None else rules
-    measured = measure(subject, **how)
+    measured = measured_alike(subject)
     if baseline is not None:
         from pytest_deaddir.stages.compare import compare
 
-        earlier = baseline if isinstance(baseline, Audit) else judge(measure(baseline, **how), rules)
+        earlier = baseline if isinstance(baseline, Audit) else judge(measured_alike(baseline), rules)
         measured = compare(measured, earlier)
     return judge(measured, rules)
 
@@ -89,7 +92,7 @@ def measure(
     samples: int | None = None,
     batch_size: int | None = None,
     sites: str | None = None,
-    solver: str = "inverse",
+    solver: str | None = None,
     max_memory: str | None = None,
     tp_plan: str | None = None,
 ) -> Audit:
@@ -105,60 +108,54 @@ def measure(
             return read(subject, dtype=dtype, sites=sites)
     else:
         require_torch("a module")
+        if level == "read":
+            raise SpecError("a module has no files to read: use level forward")
+        if max_memory is not None or tp_plan is not None:
+            raise SpecError("a module is loaded already: max_memory and tp_plan are for what a spec names")
 
-    from pytest_deaddir.stages.ranks import Ranks
-
-    options: dict[str, Any] = {
-        "inputs": inputs,
-        "samples": samples,
-        "batch_size": batch_size,
-        "seed": seed,
-        "sites": sites or "all",
-        "solver": solver,
-    }
-    with Ranks().together(subject.text if isinstance(subject, Spec) else type(subject).__name__):
-        return _measured(subject, level, device, dtype, max_memory, tp_plan, options)
-
-
-def _measured(
-    subject: Spec | nn.Module,
-    level: Level,
-    device: str | None,
-    dtype: str | None,
-    max_memory: str | None,
-    tp_plan: str | None,
-    options: dict[str, Any],
-) -> Audit:
-    from pytest_deaddir.source.load import load, placed, wrap
     from pytest_deaddir.stages.forward import forward_stage
     from pytest_deaddir.stages.full import full_stage
+    from pytest_deaddir.stages.ranks import Ranks
     from pytest_deaddir.stages.read import read_stage
 
-    started = time.perf_counter()
-    parameters = None
-    seed: int = options["seed"]
-    if isinstance(subject, Spec):
-        parameters = read_stage(subject, dtype, download=True) if subject.has_files else None
-        tell(Step("loading"))
-        model = load(subject, device or "auto", dtype, max_memory, tp_plan)
-    elif level == "read":
-        raise SpecError("a module has no files to read: use level forward")
-    elif max_memory is not None or tp_plan is not None:
-        raise SpecError("a module is loaded already: max_memory and tp_plan are for what a spec names")
-    elif device is None and dtype is None:
-        model = wrap(subject)
-    else:
-        model = placed(wrap(copy.deepcopy(subject)), device, dtype)  # the caller's stays as it is
-    loading = round(time.perf_counter() - started, 4)
-    spec = subject.text if isinstance(subject, Spec) else model.name
-    with closing(model):
-        result, done = forward_stage(model, parameters, spec=spec, **options)
-        if level == "full":
-            full_stage(model, result, done, seed=seed, solver=options["solver"])
-    if isinstance(subject, Spec):
+    spec = subject if isinstance(subject, Spec) else None
+    solver = solver or "inverse"
+    with Ranks().together(type(subject).__name__ if spec is None else spec.text):
+        started = time.perf_counter()
+        parameters = read_stage(spec, dtype, download=True) if spec is not None and spec.has_files else None
+        model = _loaded(subject, device, dtype, max_memory, tp_plan)
+        loading = round(time.perf_counter() - started, 4)
+        with closing(model):
+            result, done = forward_stage(
+                model,
+                parameters,
+                spec=model.name if spec is None else spec.text,
+                inputs=inputs,
+                samples=samples,
+                seed=seed,
+                sites=sites or "all",
+                solver=solver,
+                batch_size=batch_size,
+            )
+            if level == "full":
+                full_stage(model, result, done, seed=seed, solver=solver)
+    if spec is not None:
         result.model["seconds"]["load"] = loading
-        result.model["seed"] = seed if subject.seed is None else subject.seed
+        result.model["seed"] = seed if spec.seed is None else spec.seed
     return result
+
+
+def _loaded(
+    subject: Spec | nn.Module, device: str | None, dtype: str | None, max_memory: str | None, tp_plan: str | None
+) -> Model:
+    from pytest_deaddir.source.load import load, placed, wrap
+
+    if isinstance(subject, Spec):
+        tell(Step("loading"))
+        return load(subject, device or "auto", dtype, max_memory, tp_plan)
+    if device is None and dtype is None:
+        return wrap(subject)
+    return placed(wrap(copy.deepcopy(subject)), device, dtype)  # the caller's stays as it is
 
 
 def batches(
@@ -171,10 +168,12 @@ def batches(
     batch_size: int | None,
     max_memory: str | None,
     tp_plan: str | None,
+    **_unused: Any,
 ) -> list[Mapping[str, Any]]:
     """What :func:`measure` feeds ``spec`` at the level forward: the arguments of each batch by name, where the model ran.
 
-    A forward pass is made to see how many batches are taken. Arguments and errors are those of :func:`measure`.
+    A forward pass is made to see how many batches are taken. Arguments and errors are those of :func:`measure`, of which
+    some do not change what is fed.
     """
     check_level(spec, "forward")
     from pytest_deaddir.source.inputs import prepare

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,12 @@ class Plan:
     tp_plan: str | None = None
     baseline: Baseline | None = None
     stored: Stored | None = None  # an earlier report's audit, which is judged again in place of measuring
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How it is measured: the arguments of :func:`pytest_deaddir.api.measure` beside the spec and the inputs."""
+        others = ("spec", "inputs", "baseline", "stored")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
 
     @property
     def options(self) -> list[tuple[str, Any]]:

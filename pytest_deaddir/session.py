@@ -109,16 +109,7 @@ class Measurements:
             raise ModelError(f"{plan.spec.text} is judged again from {plan.stored.path.name} and fed nothing")
         plan = replace(plan, level="forward", baseline=None)
         if plan not in self._batches:
-            self._batches[plan] = batches(
-                plan.spec,
-                inputs=self._inputs(plan),
-                device=plan.device,
-                dtype=plan.dtype,
-                samples=plan.samples,
-                batch_size=plan.batch_size,
-                max_memory=plan.max_memory,
-                tp_plan=plan.tp_plan,
-            )
+            self._batches[plan] = batches(plan.spec, inputs=self._inputs(plan), **plan.how)
         return self._batches[plan]
 
     def origin(self, plan: Plan) -> str | None:
@@ -139,19 +130,7 @@ class Measurements:
 def _measure(plan: Plan, inputs: Any) -> Audit:
     from pytest_deaddir.api import measure
 
-    return measure(
-        plan.spec,
-        level=plan.level,
-        inputs=inputs,
-        device=plan.device,
-        dtype=plan.dtype,
-        samples=plan.samples,
-        batch_size=plan.batch_size,
-        max_memory=plan.max_memory,
-        tp_plan=plan.tp_plan,
-        sites=plan.sites,
-        solver=plan.solver or "inverse",
-    )
+    return measure(plan.spec, inputs=inputs, **plan.how)
 
 
 @dataclass
