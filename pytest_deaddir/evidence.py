@@ -17,13 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_deaddir.errors import CheckpointError
+from pytest_deaddir.files import write_whole
 from pytest_deaddir.tables import Audit
 
 if TYPE_CHECKING:
@@ -64,9 +64,6 @@ _MEASURING = ("api.py", "tables.py", "source", "discovery", "algebra", "stages")
 _ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _VARIABLES = ("CUDA_", "HIP_", "NVIDIA_", "PYTORCH_", "TORCH_", "TRANSFORMERS_", "USE_HUB_")
 
-#: Fields of a plan that are no settings of the measurement: these two by their content, the others do not change it.
-_NO_SETTINGS = ("spec", "inputs", "stored", "baseline")
-
 
 class _UnknownError(Exception):
     """A content that cannot be known, or not at a price worth paying."""
@@ -98,9 +95,7 @@ class Evidence:
         try:
             digests = _Digests(self._folder / "digests.json")
             what = {
-                "how": {
-                    field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _NO_SETTINGS
-                },
+                "how": plan.how,
                 "model": _model_content(plan.spec, digests),
                 "inputs": _inputs_content(inputs, digests),
                 "surroundings": self._surroundings,
@@ -127,7 +122,7 @@ class Evidence:
         """Keep an audit, and drop those that were not used for the longest. Where it cannot be written, nothing is kept."""
         entry = {"measured": f"{datetime.now():%Y-%m-%d %H:%M}", "audit": audit.as_dict()}
         text = json.dumps(entry, allow_nan=False)
-        _replace(self._folder / f"{key}.json", f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+        _keep(self._folder / f"{key}.json", f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
         kept = (path for path in self._folder.glob("*.json") if len(path.stem) == len(key))
         for path in sorted(kept, key=_last_used, reverse=True)[KEPT:]:
             path.unlink(missing_ok=True)
@@ -283,7 +278,7 @@ class _Digests:
         if any(self._known.get(name) != entry for name, entry in self._asked.items()):
             others = {name: entry for name, entry in _read_known(self._path).items() if name not in self._asked}
             merged = [*others.items(), *self._asked.items()][-DIGESTS:]
-            _replace(self._path, json.dumps(dict(merged)))
+            _keep(self._path, json.dumps(dict(merged)))
 
 
 def _identity(file: Path) -> list[int]:
@@ -300,12 +295,8 @@ def _read_known(path: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all: another process never reads half of it. pytest's own Cache.set is not so."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:  # a folder that cannot be written to keeps nothing
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def _keep(path: Path, text: str) -> None:
+    """Write a file whole, since another process may read it meanwhile, which pytest's own Cache.set does not see to. A folder
+    that cannot be written to keeps nothing."""
+    with suppress(OSError):
+        write_whole(path, text)

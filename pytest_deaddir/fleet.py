@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_deaddir.errors import DeaddirError, RuleError
+from pytest_deaddir.files import write_whole
 from pytest_deaddir.options import DEVICES, DTYPES, SITES
-from pytest_deaddir.report.words import counted, escaped, verdict
+from pytest_deaddir.report.words import Entry, counted, escaped, verdict
 from pytest_deaddir.source.spec import parse_spec
 from pytest_deaddir.tables import CHECKS, LEVELS, SCHEMA, report_document
-
-Entry = dict[str, Any]
 
 #: What is asked of each subject, as arguments of :func:`pytest_deaddir.api.measure`.
 _MEASURING = ("level", "dtype", "device", "sites", "inputs", "samples")
@@ -92,7 +91,9 @@ class Store:
 
     def keep(self, text: str, entry: Entry) -> None:
         """Write a subject's report, whole or not at all."""
-        _write(self.path(text), json.dumps(report_document([entry]), allow_nan=False))
+        path = self.path(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(report_document([entry]), allow_nan=False))
 
     def begin(self, how: Mapping[str, Any]) -> str | None:
         """Make the folder, or why it cannot be gone on with: what lies there answers another question."""
@@ -101,18 +102,12 @@ class Store:
         try:
             before = path.read_text(encoding="utf-8")
         except OSError:
-            _write(path, asked)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, asked)
             return None
         if before == asked:
             return None
         return f"{self.folder} holds audits made with other options ({path}): give another --out, or delete it"
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def read_subjects(path: Path) -> tuple[list[str], list[str]]:

@@ -9,11 +9,12 @@ them. It is imported when a report of its suffix is written.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from pytest_deaddir.files import write_whole
 
 if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule
@@ -35,10 +36,4 @@ def write(
     render = more.get(path.suffix)
     if render is None:
         render = importlib.import_module(f"pytest_deaddir.report.{FORMATS[path.suffix]}").render
-    text = render(models, rules)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(text.encode("utf-8"))  # as it is: write_text would turn CSV's line ends into the system's
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, render(models, rules))
