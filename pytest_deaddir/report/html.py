@@ -16,10 +16,10 @@ from pytest_deaddir.report import plots
 from pytest_deaddir.report.markup import Markup, clipped, element, joined, path, text
 from pytest_deaddir.report.page import PARTS, conditions, level_words
 from pytest_deaddir.report.words import (
+    COMPARISON,
     checks_line,
-    closing_norm,
+    comparison,
     counted,
-    dead,
     facts,
     incomplete,
     label_of,
@@ -28,7 +28,6 @@ from pytest_deaddir.report.words import (
     shown,
     verdict,
     why_open_no_more,
-    worst_ratio,
 )
 from pytest_deaddir.tables import COLUMNS, NOT_NUMBERS, SCHEMA, Row
 
@@ -262,23 +261,16 @@ def _finding(subject: _Model, finding: Row, several: bool) -> Markup:
 
 def _comparison(subjects: Sequence[_Model]) -> Markup:
     """A row for each model: the paper's table."""
-    headers = ["model", "verdict", "kind", "d", "alignment", "noise ratio", "depth", "dead", "worst σ_min ratio"]
-    rows = []
-    for subject in subjects:
-        model, norm = subject.entry["model"], closing_norm(subject.entry) or {}
-        rows.append(
-            element(
-                "tr",
-                element("th", subject.link, scope="row"),
-                element("td", subject.verdict, class_="t"),
-                _cell("kind", norm.get("kind") or model.get("normalisation")),
-                _cell("width", model.get("width")),
-                *(_cell(column, norm.get(column)) for column in ("alignment", "noise_ratio")),
-                _cell("depth", model.get("depth")),
-                element("td", dead(norm) if norm else None),
-                _cell("smin_ratio_relative", worst_ratio(subject.entry)),
-            )
+    headers = ["model", "verdict", *COMPARISON]
+    rows = [
+        element(
+            "tr",
+            element("th", subject.link, scope="row"),
+            element("td", subject.verdict, class_="t"),
+            *(_cell(column, value) for column, value in comparison(subject.entry)),
         )
+        for subject in subjects
+    ]
     head = [element("th", header, scope="col", class_="t" if header in headers[:3] else None) for header in headers]
     note = (
         "Of each model’s final norm. Dead dimensions are predicted/measured; the ratio is that of the block that keeps the "
@@ -400,10 +392,10 @@ def _cell(column: str, value: Any) -> Markup:
     if not _holds(value):
         return Markup("<td></td>")
     string = shown(column, value)
-    if column in NOT_NUMBERS or not isinstance(value, (int, float)):
+    if column in NOT_NUMBERS:
         return Markup(f'<td class="t">{text(string)}</td>')
     exact = f' data-v="{value!r}"' if isinstance(value, float) and float(string) != value else ""
-    return Markup(f"<td{exact}>{string}</td>")
+    return Markup(f"<td{exact}>{text(string)}</td>")
 
 
 def _sortable(head: Sequence[Markup], rows: Sequence[Markup], class_: str = "") -> Markup:

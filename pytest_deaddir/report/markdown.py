@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_deaddir.report.words import (
-    COMPARED,
+    COMPARISON,
     checks_line,
     closing_norm,
-    comparison,
+    comparison_cells,
     cosine,
     dead,
     dead_by_dtype,
@@ -42,8 +42,8 @@ def render(models: Sequence[Entry], rules: Sequence[Rule] = ()) -> str:
 
 
 def _comparison(models: Sequence[Entry]) -> str:
-    headers = ["model", *COMPARED]
-    rows = [[_code(label_of(entry)), *comparison(entry)] for entry in models]
+    headers = ["model", *COMPARISON, "verdict"]
+    rows = [[_code(label_of(entry)), *comparison_cells(entry)] for entry in models]
     note = "dead: predicted/measured. σ_min ratio: of the block that keeps the least, relative to the median σ."
     return f"{_table(headers, rows)}\n\n{note}"
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_deaddir.report.words import (
+    COMPARISON,
     WARNED,
     checks_line,
-    comparison,
+    comparison_cells,
     cosine,
     counted,
     dead,
@@ -134,8 +135,8 @@ def summary_lines(results: Results, verbosity: int) -> list[str]:
 
 def _comparison_lines(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The models of a run beside one another, as far as the terminal is wide."""
-    headers = ["model", "kind", "d", "aligned", "noise", "depth", "dead", "σ min", "verdict"]
-    rows = [[label_of(entry), *comparison(entry)] for entry in entries]
+    headers = ["model", *COMPARISON.values(), "verdict"]
+    rows = [[label_of(entry), *comparison_cells(entry)] for entry in entries]
     warned = any(row[-1] == WARNED for row in rows)
     for row in rows:
         row[-1] = "passed *" if row[-1] == WARNED else row[-1]

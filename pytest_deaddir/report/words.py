@@ -124,25 +124,35 @@ def worst_ratio(entry: Entry) -> float | None:
     return min((ratio for ratio in ratios if ratio is not None), default=None)
 
 
-#: The comparison of several models: the paper's table.
-COMPARED = ("kind", "d", "alignment", "noise ratio", "depth", "dead", "worst σ_min ratio", "verdict")
+#: The columns of the comparison of several models, the paper's table: each heading, and a shorter one for a terminal.
+COMPARISON = {
+    "kind": "kind",
+    "d": "d",
+    "alignment": "aligned",
+    "noise ratio": "noise",
+    "depth": "depth",
+    "dead": "dead",
+    "worst σ_min ratio": "σ min",
+}
 
 
-def comparison(entry: Entry) -> list[str]:
-    """A model's cells under :data:`COMPARED`."""
-    if len(entry["model"]) == 1:  # its audit ended in an error
-        return [*[""] * 7, verdict(entry)]
-    norm, worst = closing_norm(entry), worst_ratio(entry)
+def comparison(entry: Entry) -> list[tuple[str, Any]]:
+    """A model's values under :data:`COMPARISON`, each with the column of the tables that it is of."""
+    model, norm = entry["model"], closing_norm(entry) or {}
     return [
-        norm["kind"] if norm else entry["model"]["normalisation"],
-        number(entry["model"]["width"]),
-        cosine(norm["alignment"]) if norm else "",
-        "" if norm is None or norm["noise_ratio"] is None else number(norm["noise_ratio"]),
-        decades(entry["model"]["depth"]),
-        dead(norm) if norm else "",
-        "" if worst is None else number(worst),
-        verdict(entry),
+        ("kind", norm.get("kind") or model.get("normalisation")),
+        ("width", model.get("width")),
+        ("alignment", norm.get("alignment")),
+        ("noise_ratio", norm.get("noise_ratio")),
+        ("depth", model.get("depth")),
+        ("dead_dimension", dead(norm) if norm else None),
+        ("smin_ratio_relative", worst_ratio(entry)),
     ]
+
+
+def comparison_cells(entry: Entry) -> list[str]:
+    """The same as texts, and the verdict."""
+    return [*("" if value is None else shown(column, value) for column, value in comparison(entry)), verdict(entry)]
 
 
 #: The verdict on a model whose checks passed, some of them with warnings.
