@@ -96,7 +96,7 @@ def measuring(given: Given) -> dict[str, Any]:
     written, start, where = given.value("inputs")
     if written is not None:
         inputs = start / written
-        if not os.path.exists(inputs):  # noqa: PTH110, since Path.exists raises for what cannot be a path
+        if not _exists(inputs):
             given.problems.append(f"{where} {written}: no such file or folder")
     return {
         "level": given.one_of("level", LEVELS),

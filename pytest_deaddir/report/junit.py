@@ -30,7 +30,7 @@ def rule_properties(rule: Rule, audit: Audit, findings: list[Row]) -> Iterator[t
             yield from _columns(finding["table"], finding["path"], finding["measured"])
         return
     for row in audit.table(rule.table):
-        if all(row[column] in values for column, values in rule.where.items()):
+        if rule.selects(row):
             yield from _columns(rule.table, row.get("path"), {column: row[column] for column in rule.require})
 
 

@@ -67,6 +67,10 @@ class Rule:
         """Whether an audit at ``level`` fills what the rule needs. ``compared``: whether it has a baseline."""
         return LEVELS.index(self.level) <= LEVELS.index(level) and (compared or not self.compares)
 
+    def selects(self, row: Row) -> bool:
+        """Whether a row is one that it judges."""
+        return all(row[column] in values for column, values in self.where.items())
+
     @property
     def place(self) -> str:
         """Where the rule stands: its file, and the line of a rule in Python."""

@@ -23,7 +23,6 @@ class Verdict:
 
     rule: Rule
     findings: list[Row]
-    judged: int
     skipped: str | None = None
     fail_on: str = "error"
     outdated: tuple[str, ...] = ()
@@ -63,24 +62,24 @@ def evaluate(rule: Rule, audit: Audit, fail_on: str = "error") -> Verdict:
 
     What a rule in Python raises is raised, with a note of the rule and the row.
     """
-    rows = [r for r in audit.table(rule.table) if all(r[column] in values for column, values in rule.where.items())]
+    rows = [row for row in audit.table(rule.table) if rule.selects(row)]
     if not rows:
         wanted = ", ".join(f"{c} = {' | '.join(str(v) or 'empty' for v in values)}" for c, values in rule.where.items())
         reason = f"no row of {rule.table} with {wanted}" if wanted else f"{rule.table} has no rows"
-        return Verdict(rule, [], 0, reason, fail_on)
+        return Verdict(rule, [], reason, fail_on)
     findings: list[Row] = []
     lacking: dict[str, None] = {}
-    judged = 0
+    judged = False
     for row in rows:
         try:
             finding = _judged_in_python(rule, row) if rule.check else _judged_by_limits(rule, row)
         except Unmeasured as unmeasured:
             lacking |= dict.fromkeys(unmeasured.columns)
             continue
-        judged += 1
+        judged = True
         if finding is not None:
             findings.append(finding)
-    return Verdict(rule, findings, judged, None if judged else f"{', '.join(lacking)} not measured", fail_on)
+    return Verdict(rule, findings, None if judged else f"{', '.join(lacking)} not measured", fail_on)
 
 
 def _judged_by_limits(rule: Rule, row: Row) -> Row | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_deaddir.errors import CheckpointError, SpecError, require_torch
-from pytest_deaddir.source.safetensors import TORCH_NAMES, Header, StoredTensor, read_header, read_tensors
+from pytest_deaddir.source.safetensors import TORCH_NAMES, Header, StoredTensor, dtype_name, read_header, read_tensors
 from pytest_deaddir.source.spec import WEIGHTS, Spec
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def _from_pickles(path: Path, config: dict[str, Any], files: list[Path]) -> Chec
                 continue
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise CheckpointError(file, f"refused: tensor {name!r} claims more elements than its storage holds")
-            dtype = str(value.dtype).removeprefix("torch.")
+            dtype = dtype_name(value.dtype)
             length = value.numel() * value.element_size()
             stored = safetensors_names.get(dtype, dtype)
             checkpoint.tensors[name] = StoredTensor(

@@ -25,6 +25,7 @@ from pytest_deaddir.source.checkpoint import check_entries
 from pytest_deaddir.source.limits import within_limits
 from pytest_deaddir.source.offload import Limit, built, limit_of
 from pytest_deaddir.source.open import open_checkpoint
+from pytest_deaddir.source.safetensors import dtype_name
 from pytest_deaddir.source.spec import Spec
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
@@ -69,7 +70,6 @@ class Model:
     inputs: Any = None
     tokenizer: dict[str, Any] | None = None
     processor: dict[str, Any] | None = None
-    revision: str | None = None
     limit: Limit | None = None
     shards: Shards | None = None
 
@@ -89,7 +89,7 @@ class Model:
         """The dtype of most parameters, by name."""
         counts: dict[str, int] = {}
         for parameter in self.module.parameters():
-            name = str(parameter.dtype).removeprefix("torch.")
+            name = dtype_name(parameter.dtype)
             if name in DTYPES:  # packed and 8-bit weights are computed in something else
                 counts[name] = counts.get(name, 0) + parameter.numel()
         return max(counts, key=lambda name: counts[name], default="float32")
@@ -254,7 +254,6 @@ def _pretrained(spec: Spec, dtype: str | None, limit: Limit | None, tp_plan: str
         orphans=frozenset(report["unexpected_keys"]),
         tokenizer=own if _has_tokenizer(spec, path) else None,
         processor=own if spec.form != "gguf" and any((path / name).is_file() for name in PROCESSORS) else None,
-        revision=checkpoint.revision,
         shards=None if tp_plan is None else _shards(module, tp_plan),
     )
 

@@ -14,11 +14,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from pytest_deaddir.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 #: Enough for about 100,000 tensors in one file. The format allows 100 MB, which costs a parser 3 s and 800 MB.
 MAX_HEADER = 16_000_000
@@ -41,6 +44,11 @@ TORCH_NAMES = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
 }
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name by which torch knows a dtype: ``float32``."""
+    return str(dtype).removeprefix("torch.")
 
 
 class StoredTensor(NamedTuple):

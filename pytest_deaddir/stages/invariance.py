@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,8 @@ from pytest_deaddir.discovery.consumers import Consumer, Uses, find_consumers
 from pytest_deaddir.discovery.discover import NormSite
 from pytest_deaddir.discovery.trace import evaluating, floating
 from pytest_deaddir.progress import told
+from pytest_deaddir.source.inputs import Arguments
+from pytest_deaddir.source.safetensors import dtype_name
 from pytest_deaddir.tables import Row
 
 #: Forward passes that one audit may cost by default.
@@ -47,7 +48,6 @@ _REPEATABLE = 16
 #: it. As many random moves of _SMALL units are tried; one that changes the output by a quarter as much says so.
 _SUSPECT, _SMALL, _AGAIN = 64, 8, 4
 
-Arguments = Mapping[str, Any] | tuple[Any, ...]
 Tensors = dict[str, torch.Tensor]
 
 
@@ -230,7 +230,7 @@ class _Space:
         """The site's columns; ``prefix``: what the consumers' paths lack."""
         trials = self.trials
         fishers = [trial.fisher for trial in trials if trial.fisher is not None]
-        dtype = str(self.uses.dtype).removeprefix("torch.")
+        dtype = self.uses.dtype and dtype_name(self.uses.dtype)
         return ({"dtype": dtype} if dtype in UNIT_ROUNDOFF else {}) | {
             "consumers": [f"{prefix}{consumer.path}" for consumer in self.uses.consumers],
             "consumers_tested": sum(trial.consumers for trial in trials),
@@ -419,7 +419,7 @@ def _square(base: list[torch.Tensor], vectors: list[torch.Tensor]) -> float:
 
 
 def _unit(dtype: torch.dtype) -> float:
-    return UNIT_ROUNDOFF.get(str(dtype).removeprefix("torch."), 0.0)
+    return UNIT_ROUNDOFF.get(dtype_name(dtype), 0.0)
 
 
 # --- weights, some rows at a time -----------------------------------------------------------------------------------
