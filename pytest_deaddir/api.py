@@ -220,7 +220,7 @@ def check_placing(spec: Spec, level: Level, device: str | None, max_memory: str 
     if tp_plan != "auto":
         raise SpecError(f"no tp_plan {tp_plan!r}: auto")
     refused = {
-        "is only for directories and models on the hub": not spec.can_be_sharded,
+        "is only for directories and models on the hub": not spec.can_be_tensor_parallel,
         "needs several processes: torchrun --nproc-per-node=2 -m pytest …": world()[1] == 1,
         "and --deaddir-max-memory cannot be given together": max_memory is not None,
         "chooses the device by itself: leave --deaddir-device out": device not in (None, "auto"),

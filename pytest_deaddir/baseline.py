@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 UPDATES = ("held", "all")
 
 #: Findings and models that a sentence names, at most.
-NAMED = 5
+MOST_NAMED = 5
 
 
 def baseline_of(
@@ -76,7 +76,9 @@ def _of_a_file(text: str, file: Path, update: str | None, subject: Subject, alon
     level = subject.plan.level
     number = _number_of(subject, held, alone)
     if update is None and number is None:
-        names = ", ".join(other.model["spec"] for other in held[:NAMED]) + (", …" if len(held) > NAMED else "")
+        names = ", ".join(other.model["spec"] for other in held[:MOST_NAMED]) + (
+            ", …" if len(held) > MOST_NAMED else ""
+        )
         raise SpecError(f"{text}: holds no audit of {subject.spec.text}, only of {names or 'no model'}")
     if (
         update is None
@@ -150,9 +152,9 @@ def _refusals(entry: Entry) -> Iterator[str]:
     elif incomplete(entry):
         yield f"some checks of {name} never reported"
     elif new := [f"{finding['code']} {finding['path']}" for finding in open_findings(entry)]:
-        more = f" and {len(new) - NAMED} more" if len(new) > NAMED else ""
+        more = f" and {len(new) - MOST_NAMED} more" if len(new) > MOST_NAMED else ""
         yield (
-            f"{name} has findings that it does not hold: {', '.join(new[:NAMED])}{more} "
+            f"{name} has findings that it does not hold: {', '.join(new[:MOST_NAMED])}{more} "
             "(--deaddir-baseline-update=all takes them in)"
         )
 

@@ -110,7 +110,7 @@ class AuditItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Our own errors as text; any other is a bug of ours or of the model's code and keeps its traceback."""
         from pytest_deaddir.errors import DeaddirError
-        from pytest_deaddir.shared import ToldError
+        from pytest_deaddir.shared import WorkerError
 
         start = self.config.invocation_params.dir
         rerun = f"re-run    {self.parent.subject.rerun(self.name, start)}"
@@ -120,7 +120,7 @@ class AuditItem(pytest.Item):
 
             lines = [line for finding in excinfo.value.findings for line in finding_lines(finding)]
             return "\n".join([*lines, *map(escaped, excinfo.value.outdated), rerun])
-        if isinstance(excinfo.value, (DeaddirError, ToldError)):
+        if isinstance(excinfo.value, (DeaddirError, WorkerError)):
             return f"{error_text(excinfo.value)}\n{rerun}"
         return super().repr_failure(excinfo, style)
 
@@ -169,7 +169,9 @@ def lies_in_a_checkpoint(path: Path, state: State) -> bool:
     Whoever stands in the checkpoint's own repository means its tests.
     """
     here = state.settings.start.resolve()
-    return any(path.resolve().is_relative_to(home) and not here.is_relative_to(home) for home in state.homes)
+    return any(
+        path.resolve().is_relative_to(folder) and not here.is_relative_to(folder) for folder in state.checkpoint_folders
+    )
 
 
 def plans_of(items: Iterable[pytest.Item]) -> Iterator[Plan]:

@@ -27,7 +27,7 @@ def tell(step: Step) -> None:
         _listener(step)
 
 
-def told(name: str, items: Iterable[T], total: int | None, unit: str) -> Iterator[T]:
+def with_progress(name: str, items: Iterable[T], total: int | None, unit: str) -> Iterator[T]:
     """The items, one after the other, telling of each that is done."""
     for count, item in enumerate(items):
         tell(Step(name, count, total, unit))

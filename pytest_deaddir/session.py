@@ -169,7 +169,7 @@ class ModelResult:
         return {name for name, outcome in self.outcomes.items() if outcome != "failed" or name in found}
 
     @property
-    def incomplete(self) -> bool:
+    def unreported(self) -> bool:
         """Whether planned checks never reported: a crashed worker, -x, an interrupt."""
         return len(self.outcomes) < len(self.planned)
 
@@ -294,7 +294,7 @@ class State:
         return list(rules.values())
 
     @cached_property
-    def homes(self) -> list[Path]:
+    def checkpoint_folders(self) -> list[Path]:
         """The checkpoints' directories: of the subjects, and of what the gate file in pytest's root names."""
         from pytest_deaddir.gate import named_paths
 

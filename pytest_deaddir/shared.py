@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pytest
 
 
-class ToldError(Exception):
+class WorkerError(Exception):
     """A bug that another worker ran into: that worker's traceback, and what the error was."""
 
     def __init__(self, text: str, error: str) -> None:
@@ -91,10 +91,10 @@ def _text(made: Audit | Exception) -> str:
 
 
 def _outcome(text: str) -> Audit | Exception:
-    told = json.loads(text)
-    if "audit" in told:
-        return Audit(**told["audit"])
-    return DeaddirError(told["error"]) if "error" in told else ToldError(*told["bug"])
+    kept = json.loads(text)
+    if "audit" in kept:
+        return Audit(**kept["audit"])
+    return DeaddirError(kept["error"]) if "error" in kept else WorkerError(*kept["bug"])
 
 
 def _can_lock() -> bool:

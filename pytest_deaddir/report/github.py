@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SUMMARY_LIMIT = 1024 * 1024
 
 #: Of one kind and one step; GitHub drops those beyond.
-MOST = 10
+MOST_ANNOTATIONS = 10
 
 _COMMANDS = {"error": "error", "warning": "warning", "info": "notice"}
 
@@ -59,7 +59,7 @@ def annotations_wanted(config: pytest.Config) -> bool:
 
 
 def annotation_lines(models: Sequence[Entry]) -> Iterator[str]:
-    """The commands that GitHub reads from a job's output, the most severe first, at most :data:`MOST` of them."""
+    """The commands that GitHub reads from a job's output, the most severe first, at most :data:`MOST_ANNOTATIONS` of them."""
     found = []
     for entry in models:
         if entry.get("error"):
@@ -68,7 +68,7 @@ def annotation_lines(models: Sequence[Entry]) -> Iterator[str]:
             title = f"{finding['code']} {finding['name']}: {label_of(entry)}"
             found.append((_COMMANDS[finding["severity"]], title, escaped(finding["message"]), entry))
     found.sort(key=lambda item: list(_COMMANDS.values()).index(item[0]))
-    for command, title, message, entry in found[:MOST]:
+    for command, title, message, entry in found[:MOST_ANNOTATIONS]:
         properties = {"title": title}
         if anchor := entry.get("anchor"):
             properties = {"file": anchor["file"], "line": str(anchor["line"])} | properties

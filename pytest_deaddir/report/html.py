@@ -18,6 +18,7 @@ from pytest_deaddir.report.page import PARTS, conditions, level_words
 from pytest_deaddir.report.words import (
     COMPARISON,
     checks_line,
+    closed_because,
     comparison,
     counted,
     facts,
@@ -27,7 +28,6 @@ from pytest_deaddir.report.words import (
     open_findings,
     shown,
     verdict,
-    why_open_no_more,
 )
 from pytest_deaddir.tables import COLUMNS, NOT_NUMBERS, SCHEMA, Row
 
@@ -173,9 +173,9 @@ def _findings(subjects: Sequence[_Model]) -> Markup:
     parts = [trouble for subject in subjects for trouble in _troubles(subject, several)]
     found = [(subject, finding) for subject in subjects for finding in subject.entry["findings"]]
     for severity, noun in _NOUNS.items():
-        these = [pair for pair in found if pair[1]["severity"] == severity and not why_open_no_more(pair[1])]
+        these = [pair for pair in found if pair[1]["severity"] == severity and not closed_because(pair[1])]
         parts += _found(severity, counted(len(these), noun), these, several)
-    accepted = [pair for pair in found if why_open_no_more(pair[1])]
+    accepted = [pair for pair in found if closed_because(pair[1])]
     known = any(finding["suppressed"] is None for _, finding in accepted)
     parts += _found("accepted", f"{len(accepted)} accepted{' or known' if known else ''}", accepted, several)
     if not parts:
@@ -252,7 +252,7 @@ def _finding(subject: _Model, finding: Row, several: bool) -> Markup:
         "li",
         element("p", finding["message"]),
         element("p", joined(*facts, between=" · "), class_="note"),
-        element("p", why[0].upper() + why[1:]) if (why := why_open_no_more(finding)) else None,
+        element("p", why[0].upper() + why[1:]) if (why := closed_because(finding)) else None,
     )
 
 

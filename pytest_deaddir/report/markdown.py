@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_deaddir.report.words import (
     COMPARISON,
     checks_line,
+    closed_because,
     closing_norm,
     comparison_cells,
     cosine,
@@ -21,7 +22,6 @@ from pytest_deaddir.report.words import (
     number,
     urgency,
     verdict,
-    why_open_no_more,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pytest_deaddir.rules import Rule
 
 #: Findings of one model that are shown.
-MOST = 20
+MOST_FINDINGS = 20
 
 
 def render(models: Sequence[Entry], rules: Sequence[Rule] = ()) -> str:
@@ -60,19 +60,19 @@ def _model_lines(entry: Entry) -> Iterator[str]:
             yield f"{_code(norm['path'])}: {_prose(reason)}"
             yield ""
     findings = sorted(entry["findings"], key=urgency)
-    for finding in findings[:MOST]:
-        why = why_open_no_more(finding)
+    for finding in findings[:MOST_FINDINGS]:
+        why = closed_because(finding)
         yield f"* **{finding['code']}** {finding['severity']}: {_prose(finding['message'])}" + (
             f" ({_prose(why)})" if why else ""
         )
-    if len(findings) > MOST:
-        yield f"* and {len(findings) - MOST} more"
+    if len(findings) > MOST_FINDINGS:
+        yield f"* and {len(findings) - MOST_FINDINGS} more"
     if findings:
         yield ""
     if entry.get("error"):
         yield f"The audit ended in an error: {_prose(entry['error'].splitlines()[0])}"
     elif entry["checks"]:
-        yield checks_line(entry["checks"], incomplete=incomplete(entry))
+        yield checks_line(entry["checks"], unreported=incomplete(entry))
 
 
 def _card(entry: Entry) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 #: Results that GitHub shows of one run, and characters of a description.
-MOST, LONGEST = 5000, 1024
+MOST_RESULTS, LONGEST = 5000, 1024
 
 _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
 _PRECISIONS = {"exact": "very-high", "measured": "high", "heuristic": "medium"}
@@ -50,10 +50,10 @@ def render(models: Sequence[Entry], rules: Sequence[Rule] = ()) -> str:
                 "rules": list(described.values()),
             }
         },
-        "invocations": [_invocation(models, len(findings) - MOST)],
+        "invocations": [_invocation(models, len(findings) - MOST_RESULTS)],
         "originalUriBaseIds": {_ROOT: {"description": {"text": "The root of the repository."}}},
         "columnKind": "unicodeCodePoints",
-        "results": [_result(entry, finding, index) for entry, finding in findings[:MOST]],
+        "results": [_result(entry, finding, index) for entry, finding in findings[:MOST_RESULTS]],
     }
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, allow_nan=False) + "\n"
 
@@ -135,7 +135,7 @@ def _invocation(models: Sequence[Entry], left_out: int) -> dict[str, Any]:
         for entry, level, problem in notes
     ]
     if left_out > 0:
-        text = f"{left_out} findings of least severity are left out: GitHub shows {MOST}"
+        text = f"{left_out} findings of least severity are left out: GitHub shows {MOST_RESULTS}"
         notifications.append({"level": "warning", "message": {"text": text}})
     return {"executionSuccessful": bool(models) and not notes, "toolExecutionNotifications": notifications}
 

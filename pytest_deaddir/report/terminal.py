@@ -13,6 +13,7 @@ from pytest_deaddir.report.words import (
     COMPARISON,
     WARNED,
     checks_line,
+    closed_because,
     comparison_cells,
     cosine,
     counted,
@@ -26,7 +27,6 @@ from pytest_deaddir.report.words import (
     number,
     shown,
     urgency,
-    why_open_no_more,
 )
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[st
     if result.audit is None:
         told = f": {escaped(result.error.splitlines()[0])}" if result.error else ""
         yield from _wrapped(f"{label}: not audited{told}", "red")
-        yield from _wrapped(checks_line(result.checks, result.error, result.incomplete))
+        yield from _wrapped(checks_line(result.checks, result.error, result.unreported))
         return
     yield from _wrapped(f"{label}: {_facts(result.audit, result.origin)}")
     if verbosity >= 0:
@@ -164,7 +164,7 @@ def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[st
     if findings:
         yield ""
         for finding in findings[:most]:
-            why = why_open_no_more(finding)
+            why = closed_because(finding)
             text = f"{finding['code']} {finding['severity']:<7}  {escaped(finding['message'])}"
             yield from _wrapped(text, None if why else _COLOURS[finding["severity"]])
             if why:
@@ -172,8 +172,8 @@ def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[st
         if len(findings) > most:
             yield f"({len(findings) - most} more; -v shows them)"
     yield ""
-    passed = not result.incomplete and not result.checks["failed"]
-    yield from _wrapped(checks_line(result.checks, result.error, result.incomplete), "green" if passed else "red")
+    passed = not result.unreported and not result.checks["failed"]
+    yield from _wrapped(checks_line(result.checks, result.error, result.unreported), "green" if passed else "red")
 
 
 def _wrapped(text: str, colour: str | None = None) -> Iterator[str]:
@@ -237,15 +237,15 @@ def _norm_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
     assert result.audit is not None
     norms = result.audit["norms"]
     found = {finding["path"] for finding in result.findings}
-    shown = [norm for norm in norms if show_all or norm["role"] == "final" or norm["path"] in found]
-    measured = any(norm["samples"] for norm in shown)
-    by_dtype = any(dead_by_dtype(norm) for norm in shown)
+    listed = [norm for norm in norms if show_all or norm["role"] == "final" or norm["path"] in found]
+    measured = any(norm["samples"] for norm in listed)
+    by_dtype = any(dead_by_dtype(norm) for norm in listed)
     headers = ["norm", "kind", "role", "|γ| min", "median", "dead"]
     headers += (["fp32/bf16/fp16"] if by_dtype else []) + (["aligned", "noise"] if measured else [])
-    yield from _fitted(headers, [_norm_row(norm, measured, by_dtype) for norm in shown], ("kind", "median", "role"))
-    if len(shown) < len(norms):
-        yield f"({len(norms) - len(shown)} more without findings; -v shows them)"
-    for norm in shown:
+    yield from _fitted(headers, [_norm_row(norm, measured, by_dtype) for norm in listed], ("kind", "median", "role"))
+    if len(listed) < len(norms):
+        yield f"({len(norms) - len(listed)} more without findings; -v shows them)"
+    for norm in listed:
         reason = norm["unmeasured"] or norm["inconclusive"]
         if reason and norm["path"] not in found:  # a finding says it too
             yield from _wrapped(f"{escaped(norm['path'])}: {escaped(reason)}")
@@ -273,7 +273,7 @@ def _block_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
     found = {finding["path"] for finding in result.findings}
     ratios = sorted(b["smin_ratio_relative"] for b in blocks if b["smin_ratio_relative"] is not None)
     limit = ratios[min(WORST, len(ratios)) - 1] if ratios else 0.0
-    shown = [
+    listed = [
         block
         for block in blocks
         if show_all
@@ -290,16 +290,16 @@ def _block_lines(result: ModelResult, show_all: bool) -> Iterator[str]:
             number(block["smin_ratio_relative"]),
             number(block["dead_dimension"]),
         ]
-        for block in shown
+        for block in listed
     ]
     yield ""
     headers = ["residual stream", "σ min", "median", "ratio", "relative", "dead"]
     yield from _fitted(headers, rows, ("median", "ratio"))
-    if len(shown) < len(blocks):
-        yield f"({len(blocks) - len(shown)} more that keep as much or more; -v shows them)"
-    if any(block["readable"] is False for block in shown):
+    if len(listed) < len(blocks):
+        yield f"({len(blocks) - len(listed)} more that keep as much or more; -v shows them)"
+    if any(block["readable"] is False for block in listed):
         yield "* below the noise floor of the dtype"
-    for block in shown:
+    for block in listed:
         if block["inconclusive"]:
             yield from _wrapped(f"{escaped(block['path'])}: {escaped(block['inconclusive'])}")
 

@@ -95,16 +95,16 @@ def facts(entry: Entry) -> Iterator[tuple[str, str]]:
 
 def open_findings(entry: Entry) -> list[Row]:
     """The findings that nobody has accepted, and that no baseline holds."""
-    return [finding for finding in entry["findings"] if not why_open_no_more(finding)]
+    return [finding for finding in entry["findings"] if not closed_because(finding)]
 
 
 def urgency(finding: Row) -> tuple[Any, ...]:
     """By what findings are put in order: what is accepted last, the gravest first, numbers in a path by their value."""
     place = [(int(part), "") if part.isdecimal() else (-1, part) for part in str(finding["path"]).split(".")]
-    return bool(why_open_no_more(finding)), SEVERITIES.index(finding["severity"]), finding["code"], place
+    return bool(closed_because(finding)), SEVERITIES.index(finding["severity"]), finding["code"], place
 
 
-def why_open_no_more(finding: Row) -> str:
+def closed_because(finding: Row) -> str:
     """Why a finding fails no check whatever its severity; empty where it may."""
     if finding["suppressed"] is not None:
         return f"accepted: {finding['suppressed']}"
@@ -179,8 +179,8 @@ def incomplete(entry: Entry) -> bool:
     return bool(checks) and checks["run"] + checks["skipped"] < checks["planned"]
 
 
-def checks_line(checks: dict[str, int], error: str | None = None, incomplete: bool = False) -> str:
-    """The counts of a model's checks. ``incomplete``: whether planned ones never reported."""
+def checks_line(checks: dict[str, int], error: str | None = None, unreported: bool = False) -> str:
+    """The counts of a model's checks. ``unreported``: whether planned ones never reported."""
     if error:
         return f"0 of {checks['planned']} checks ran: the audit ended in an error"
     parts = [f"{checks['passed']} passed", f"{checks['failed']} failed"]
@@ -190,7 +190,7 @@ def checks_line(checks: dict[str, int], error: str | None = None, incomplete: bo
     if checks["skipped"]:
         parts.append(f"{checks['skipped']} with nothing to judge")
     ran = f"{checks['run'] + checks['skipped']} of {checks['planned']} checks ran"
-    return f"{ran}: {', '.join(parts)}" + (". NOT A PASS: some never reported" if incomplete else "")
+    return f"{ran}: {', '.join(parts)}" + (". NOT A PASS: some never reported" if unreported else "")
 
 
 def limit_words(operator: str, limit: Any) -> str:

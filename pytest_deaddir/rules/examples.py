@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pytest_deaddir.errors import RuleError
 from pytest_deaddir.rules.definition import Expectation, Rule
 from pytest_deaddir.rules.judge import evaluate
-from pytest_deaddir.rules.python import problems_of, told
+from pytest_deaddir.rules.python import located, problems_of
 from pytest_deaddir.tables import Audit, Row, row
 
 
@@ -56,7 +56,7 @@ def failing_examples(rule: Rule) -> Iterator[str]:
         try:
             checked = _checked(rule, example.row)
         except Exception as error:  # a rule in Python runs here, so anything can be raised
-            yield f"{expected}, and the rule raises {told(error)}"
+            yield f"{expected}, and the rule raises {located(error)}"
             continue
         if checked.outcome != example.expect:
             got = checked.outcome + (f" ({checked.text})" if checked.text else "")

@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_deaddir.errors import RuleError
 from pytest_deaddir.rules.definition import Rule, shipped_rules
-from pytest_deaddir.rules.python import problems_of, told
+from pytest_deaddir.rules.python import located, problems_of
 from pytest_deaddir.rules.toml import read_rule
 
 #: The group in which an installed package offers its rules.
@@ -85,7 +85,7 @@ def _rules_in(given: Any, origin: str, found: list[str]) -> Iterator[Rule]:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # pytest.skip() and sys.exit() are no Exception
-            found.append(f"{origin}: {told(error)}")
+            found.append(f"{origin}: {located(error)}")
             return
         yield from _rules_in(returned, origin, found)
     else:
@@ -152,7 +152,7 @@ def _rules_of_python(file: Path, origin: str, found: list[str]) -> Iterator[Rule
         raise
     except BaseException as error:  # pytest.importorskip() and sys.exit() raise what is no Exception
         del sys.modules[name]
-        found.append(f"{file}: cannot be read: {error}" if isinstance(error, OSError) else told(error, path))
+        found.append(f"{file}: cannot be read: {error}" if isinstance(error, OSError) else located(error, path))
         return
     if not any(isinstance(value, Rule) for value in vars(module).values()):
         found.append(f"{file}: no rule in it: a function needs @rule")

@@ -105,7 +105,7 @@ def message_of(made: Rule, row: RowView) -> str | None:
     return said
 
 
-def told(error: BaseException, file: str | None = None) -> str:
+def located(error: BaseException, file: str | None = None) -> str:
     """An error of somebody's code as ``file:line: what``; with ``file``, the last of that file's lines that led to it."""
     what = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename and error.lineno:

@@ -63,7 +63,7 @@ class Checkpoint:
 
     def add(self, header: Header) -> None:
         """Take a file's tensors. One that another file has already is a duplicate."""
-        self._digest.update(header.raw)
+        self._digest.update(header.identity)
         self.duplicates += [*header.duplicates, *(name for name in header.tensors if name in self.tensors)]
         self.tensors.update(header.tensors)
 

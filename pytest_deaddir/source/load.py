@@ -38,7 +38,7 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
-class Shards:
+class TensorParallel:
     """How several processes share a model's weights, each with its part of the matrices and all of the norms.
 
     ``plan``: as it was asked for. ``split``: modules that run on a part of the activations in each process, norms of queries
@@ -58,8 +58,8 @@ class Model:
     ``inputs``: what a factory returned beside it.
     ``tokenizer``: keyword arguments for AutoTokenizer.from_pretrained, None where the subject has no files of its own;
     ``processor``: the same for what prepares its images or sounds.
-    ``limit``: of the memory that its weights may take, None where there is none. ``shards``: None where this process has
-    all weights.
+    ``limit``: of the memory that its weights may take, None where there is none. ``tensor_parallel``: None where this
+    process has all weights.
     """
 
     module: nn.Module
@@ -71,7 +71,7 @@ class Model:
     tokenizer: dict[str, Any] | None = None
     processor: dict[str, Any] | None = None
     limit: Limit | None = None
-    shards: Shards | None = None
+    tensor_parallel: TensorParallel | None = None
 
     def close(self) -> None:
         """Remove what a limit of memory has made it write. It can no longer run then."""
@@ -122,7 +122,7 @@ def load(
         if limit is not None:
             limit.close()
         raise
-    if limit is not None or model.shards is not None:  # it is where it has to be
+    if limit is not None or model.tensor_parallel is not None:  # it is where it has to be
         return _able(dataclasses.replace(model, limit=limit))
     return placed(model, device, dtype)
 
@@ -254,7 +254,7 @@ def _pretrained(spec: Spec, dtype: str | None, limit: Limit | None, tp_plan: str
         orphans=frozenset(report["unexpected_keys"]),
         tokenizer=own if _has_tokenizer(spec, path) else None,
         processor=own if spec.form != "gguf" and any((path / name).is_file() for name in PROCESSORS) else None,
-        shards=None if tp_plan is None else _shards(module, tp_plan),
+        tensor_parallel=None if tp_plan is None else _tensor_parallel(module, tp_plan),
     )
 
 
@@ -269,7 +269,7 @@ def _distributed(tp_plan: str) -> Any:
     return DistributedConfig(tp_plan=tp_plan)  # type: ignore[arg-type]  # auto: what options allow
 
 
-def _shards(module: nn.Module, tp_plan: str) -> Shards:
+def _tensor_parallel(module: nn.Module, tp_plan: str) -> TensorParallel:
     """Which modules run on a part, by transformers' plan: their styles are by names in which a number is a star.
 
     They lose the forward that transformers gives each of them, which is for gradients alone: it belongs to the module and
@@ -283,7 +283,7 @@ def _shards(module: nn.Module, tp_plan: str) -> Shards:
     }
     for child in split.values():
         vars(child).pop("forward", None)
-    return Shards(tp_plan, frozenset(split))
+    return TensorParallel(tp_plan, frozenset(split))
 
 
 def _has_tokenizer(spec: Spec, path: Path) -> bool:

@@ -171,16 +171,12 @@ def _shards(hub: _Repository, wanted: Choice | None) -> tuple[list[_Part], int]:
 
 @dataclass(frozen=True)
 class _Part:
-    """A file whose header is known. ``beyond``: what came with the header and lies directly behind it."""
+    """A file whose header is known. ``start``: where the header ends; ``beyond``: what came with it from there on."""
 
     file: Path
     header: Header
+    start: int
     beyond: bytes
-
-    @property
-    def start(self) -> int:
-        """Where the header ends."""
-        return 8 + len(self.header.raw)
 
     def holds(self, tensor: StoredTensor) -> bool:
         """Whether the tensor's bytes are here already."""
@@ -291,7 +287,7 @@ class _Repository:
             raise CheckpointError(file, f"truncated: the header needs {end} bytes and the file has {size}")
         if len(raw) < end:
             raw += self.exactly(name, len(raw), end)
-        return _Part(file, parse_header(raw[8:end], file, size), raw[end:])
+        return _Part(file, parse_header(raw[8:end], file, size), end, raw[end:])
 
     def exactly(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file."""

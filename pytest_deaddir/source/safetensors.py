@@ -77,11 +77,14 @@ class StoredTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """A file's tensors by name; ``raw``: the header's own bytes; ``duplicates``: names that it gives more than once, of
-    which the last counts, as for the library."""
+    """A file's tensors by name.
+
+    ``identity``: what goes into the checkpoint's fingerprint, the header's own bytes or a digest of them. ``duplicates``:
+    names that it gives more than once, of which the last counts, as for the library.
+    """
 
     tensors: dict[str, StoredTensor]
-    raw: bytes
+    identity: bytes
     duplicates: tuple[str, ...]
 
 

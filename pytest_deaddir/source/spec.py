@@ -58,7 +58,7 @@ class Spec:
         return self.form in ("directory", "hub", "random")
 
     @property
-    def can_be_sharded(self) -> bool:
+    def can_be_tensor_parallel(self) -> bool:
         """Whether transformers can load it in parts, one for each of several processes."""
         return self.form in ("directory", "hub")
 

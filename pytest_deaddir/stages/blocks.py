@@ -11,7 +11,7 @@ from pytest_deaddir.algebra.kernel import kernel_basis, participation_ratio
 from pytest_deaddir.algebra.spectrum import bottom_eigenpairs, dead_dimension
 from pytest_deaddir.discovery.discover import NormSite
 from pytest_deaddir.discovery.stacks import under
-from pytest_deaddir.progress import told
+from pytest_deaddir.progress import with_progress
 from pytest_deaddir.stages.measure import Bottom, dtype_of, spectrum, too_few, unmeasurable
 from pytest_deaddir.stages.taps import StreamTaps, Tap
 from pytest_deaddir.tables import Row, row
@@ -39,7 +39,7 @@ def block_rows(stream: StreamTaps, sites: Mapping[str, NormSite], default_dtype:
     broken = ""
     known = np.zeros((0, 0))
     for index, (tap, end) in enumerate(
-        told("spectra", zip(stream.taps, ends, strict=True), len(ends), "blocks"), start=-1
+        with_progress("spectra", zip(stream.taps, ends, strict=True), len(ends), "blocks"), start=-1
     ):
         path = stack.blocks[index] if index >= 0 else f"input of {stack.blocks[0]}"
         facts = row(

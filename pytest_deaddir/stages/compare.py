@@ -26,7 +26,7 @@ FEWER = 2
 LEAST = 1e-30
 
 #: Paths that a sentence names, at most.
-NAMED = 4
+MOST_NAMED = 4
 
 
 def compare(audit: Audit, baseline: Audit) -> Audit:
@@ -303,4 +303,4 @@ def _not_compared(
 
 def _listed(paths: Sequence[str]) -> str:
     """The first few of them."""
-    return ", ".join(paths[:NAMED]) + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")
+    return ", ".join(paths[:MOST_NAMED]) + (f" and {len(paths) - MOST_NAMED} more" if len(paths) > MOST_NAMED else "")

@@ -16,7 +16,7 @@ from pytest_deaddir.discovery.discover import Discovery, NormSite, discover
 from pytest_deaddir.discovery.names import matched_paths
 from pytest_deaddir.discovery.probe import probe_alike
 from pytest_deaddir.errors import ModelError
-from pytest_deaddir.progress import told
+from pytest_deaddir.progress import with_progress
 from pytest_deaddir.source.inputs import Arguments, Inputs, moved, prepare, require_samples, samples_wanted
 from pytest_deaddir.source.load import Model
 from pytest_deaddir.source.offload import parameter_count, place_of, placement
@@ -87,7 +87,7 @@ def forward_stage(
     homes = matched_paths([site.path for site in done.found.norms], stored)
     norms = [
         _site_row(site, model, done.norms.get(site.path), stored.get(homes.get(site.path, "")), solver)
-        for site in told("spectra", done.found.norms, len(done.found.norms), "norms")
+        for site in with_progress("spectra", done.found.norms, len(done.found.norms), "norms")
     ]
     norms += [_odd_row(path, module) for path, module in _odd_ones_out(model.module, done.found)]
     by_path = {site.path: site for site in done.found.norms}
@@ -123,7 +123,7 @@ def forward_stage(
             placement=placement(model.module),
             accumulators=done.accumulators,
             processes=world()[1],
-            tp_plan=None if model.shards is None else model.shards.plan,
+            tp_plan=None if model.tensor_parallel is None else model.tensor_parallel.plan,
         ),
         norms=norms,
         blocks=blocks,

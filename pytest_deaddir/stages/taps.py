@@ -185,7 +185,7 @@ def run(
     """
     taps = [*norms, *(tap for stream in streams for tap in stream.taps)]
     ranks, held = Ranks(), 0
-    turn, turns = (ranks.rank, ranks.size) if model.shards is None else (0, 1)
+    turn, turns = (ranks.rank, ranks.size) if model.tensor_parallel is None else (0, 1)
     with ExitStack() as hooks, torch.no_grad():
         hooks.enter_context(evaluating(model.module))
         watched: list[NormTap | StreamTaps] = [*norms, *streams]
@@ -208,7 +208,9 @@ def run(
                 if ended:
                     break
     if ranks.size > 1:
-        parts = taps if model.shards is None else [tap for tap in norms if tap.path in model.shards.split]
+        parts = (
+            taps if model.tensor_parallel is None else [tap for tap in norms if tap.path in model.tensor_parallel.split]
+        )
         for tap in parts:
             tap.all_of(ranks.exchange(tap.share()))
     return held
@@ -224,7 +226,7 @@ def _feed(model: Model, batch: Any, taps: Sequence[Tap]) -> None:
         arguments = call_arguments(model.core, batch)
         _ = model.core(**arguments) if isinstance(arguments, Mapping) else model.core(*arguments)
     except torch.OutOfMemoryError as error:
-        if model.shards is not None:  # the others are in the middle of the same batch
+        if model.tensor_parallel is not None:  # the others are in the middle of the same batch
             raise ModelError(
                 f"{model.name}: a batch does not fit into the device's memory: give a smaller --deaddir-batch-size: {error}"
             ) from error

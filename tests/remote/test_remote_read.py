@@ -41,7 +41,7 @@ from remote.helpers import (
 
 
 def header_bytes(folder):
-    return sum(8 + len(read_header(file).raw) for file in folder.glob("*.safetensors"))
+    return sum(8 + len(read_header(file).identity) for file in folder.glob("*.safetensors"))
 
 
 def length_of(checkpoint, names):
@@ -151,7 +151,7 @@ def test_the_final_norm_of_a_sharded_model_touches_one_shard(hub, sharded):
     assert {revision for _, revision in hub.asked()[1:]} == {MAIN}
     assert_traffic(checkpoint, hub, requests=5)
     files = [sharded / "config.json", sharded / INDEX]
-    known = sum(file.stat().st_size for file in files) + 8 + len(read_header(sharded / last).raw)
+    known = sum(file.stat().st_size for file in files) + 8 + len(read_header(sharded / last).identity)
     assert checkpoint.traffic.bytes <= known + length_of(checkpoint, names) + OVERREAD
 
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from pytest_deaddir.report.sarif import MOST, render
+from pytest_deaddir.report.sarif import MOST_RESULTS, render
 from pytest_deaddir.rules import load_rules, shipped_rules
 from report.entries import RULES, all_entries, broken, faulty, healthy, named
 from report.test_formats import CONTROL, EVERY_NAME
@@ -134,9 +134,9 @@ def test_an_audit_that_ended_in_an_error_or_early_was_no_success():
 
 def test_no_more_results_than_github_takes_and_the_rest_is_told():
     entry = faulty()
-    entry["findings"] = entry["findings"][:1] * MOST + entry["findings"][2:3] * 3
+    entry["findings"] = entry["findings"][:1] * MOST_RESULTS + entry["findings"][2:3] * 3
     run = run_of([entry])
-    assert len(run["results"]) == MOST
+    assert len(run["results"]) == MOST_RESULTS
     assert [result["ruleId"] for result in run["results"][:4]] == ["DD101", "DD101", "DD101", "DD002"]
     assert run["invocations"][0]["executionSuccessful"]
     assert "3 findings" in run["invocations"][0]["toolExecutionNotifications"][0]["message"]["text"]
