@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_deaddir.session import DISCOVERY, STATE, State, attach
+from pytest_deaddir.results import DISCOVERY, attach
+from pytest_deaddir.session import STATE, State
 
 if TYPE_CHECKING:
     from pytest_deaddir.plan import Plan, Subject

@@ -31,7 +31,7 @@ from pytest_deaddir.report.words import (
 
 if TYPE_CHECKING:
     from pytest_deaddir.plan import RuleChoice, Subject
-    from pytest_deaddir.session import ModelResult, Results
+    from pytest_deaddir.results import ModelResult, Results
     from pytest_deaddir.settings import Settings
     from pytest_deaddir.tables import Row
 
