@@ -1,5 +1,5 @@
-"""What a run's models are compared with: earlier audits in a report, or other models audited in the same way. And writing
-the former."""
+"""Baselines: earlier audits in a report, or other models that are audited in the same way. Finding them, and writing the
+former."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ class RuleItem(AuditItem):
             pytest.skip(verdict.skipped)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """What a rule in Python raises is told from its own file on."""
+        """The traceback of a rule in Python begins in the rule's own file."""
         if self.rule.check is not None:
             excinfo.traceback = excinfo.traceback.cut(path=self.rule.source)
         return super().repr_failure(excinfo, style)

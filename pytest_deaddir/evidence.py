@@ -1,9 +1,9 @@
-"""Evidence kept between runs: what was measured once of a content is not measured again, so that judging takes milliseconds.
+"""Audits kept between runs: a model that has not changed is not measured again, so that judging it takes milliseconds.
 
 An audit is kept under a key made of all that it depends on: the bytes of the checkpoint's files and of the inputs, how it is
-measured, this package's measuring code, and what is installed. A model's ``fingerprint`` is no such key: it is of the norms
-alone. Bytes are hashed once for as long as the file system says that a file is the same. Where anything is not known, or
-damaged, the answer is to measure.
+measured, this package's measuring code, and what is installed. A model's ``fingerprint`` would not do as a key, since it
+covers the norms alone. A file is hashed again only when the file system shows that it may have changed. Where anything is
+unknown or damaged, the model is measured.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 #: Audits that are kept: those used last. A GPT-2's takes 15 kB, that of a model of a hundred blocks 300.
 KEPT = 50
 
-#: Files whose digests are remembered, and files and bytes of a folder of inputs: beyond it, hashing costs more than it saves.
+#: How many digests are remembered; and of how many files and bytes a folder of inputs is hashed, beyond which measuring again
+#: costs less.
 DIGESTS = 20_000
 INPUT_FILES = 10_000
 INPUT_BYTES = 8 << 30
 
-#: Nanoseconds. A file that was changed as lately may be changed again, without a change of size, within one tick of its file
-#: system's clock (FAT's is two seconds).
+#: Nanoseconds. The digest of a file that changed later than this ago is not remembered: another change of the same size
+#: might come within one tick of the file system's clock (FAT's is two seconds), and would not show.
 TICK = 2_000_000_000
 
 #: Files of a checkpoint's directory that no loader opens: pages, pictures, other frameworks' weights, optimizers' states.
@@ -60,23 +61,23 @@ _PART = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 #: The parts of this package that measure.
 _MEASURING = ("api.py", "tables.py", "source", "discovery", "algebra", "stages")
 
-#: What makes the device ``auto`` another one, and what changes how torch and transformers compute.
+#: Devices by which ``auto`` is decided, and beginnings of variables that change how torch and transformers compute.
 _ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _VARIABLES = ("CUDA_", "HIP_", "NVIDIA_", "PYTORCH_", "TORCH_", "TRANSFORMERS_", "USE_HUB_")
 
 
 class _UnknownError(Exception):
-    """A content that cannot be known, or not at a price worth paying."""
+    """Content that cannot be identified, or only at more cost than measuring again."""
 
 
 class Evidence:
-    """Audits in a folder, by what was measured. ``folder``: makes it and says where it is."""
+    """The kept audits. ``folder``: creates the folder that they lie in, if need be, and returns its path."""
 
     def __init__(self, folder: Callable[[], Path]) -> None:
         self._make_folder = folder
 
     def audit(self, plan: Plan, inputs: Any, measure: Callable[[], Audit]) -> tuple[Audit, str | None]:
-        """The audit that ``plan`` asks for, and where from if it was not measured now. ``inputs``: what the model is fed."""
+        """The audit of ``plan``, and where it comes from if it was not measured now. ``inputs``: what the model is fed."""
         key = self.key(plan, inputs)
         kept = None if key is None else self.load(key)
         if kept is not None:
@@ -84,12 +85,12 @@ class Evidence:
             audit.model["spec"] = plan.spec.text  # it may lie elsewhere now, or be written otherwise
             return audit, f"measured {measured}, from the cache"
         audit = measure()
-        if key is not None and self.key(plan, inputs) == key:  # nothing was written to meanwhile
+        if key is not None and self.key(plan, inputs) == key:  # no file was changed meanwhile
             self.store(key, audit)
         return audit, None
 
     def key(self, plan: Plan, inputs: Any) -> str | None:
-        """All that the audit depends on as one digest; None where it cannot be known, or is read faster than hashed."""
+        """One digest of all that the audit depends on; None where that is unknown, or reading is faster than hashing."""
         if plan.level == "read":
             return None
         try:
@@ -133,8 +134,8 @@ class Evidence:
 
     @cached_property
     def _surroundings(self) -> dict[str, Any]:
-        """What is measured with. The names of installed distributions hold their versions: all of them, since any may
-        bring a kernel that a model then runs with."""
+        """What the measurement runs with. Of installed distributions the names, which hold their versions: of all of them,
+        since any may bring a kernel that a model then uses."""
         found = {entry.name for folder in {*sys.path} if Path(folder).is_dir() for entry in os.scandir(folder or ".")}
         return {
             "code": _own_code(),
@@ -153,7 +154,7 @@ def _last_used(path: Path) -> int:
 
 
 def _own_code() -> str:
-    """A digest of the modules that measure: a version says too little while they are worked on."""
+    """A digest of the modules that measure, which change more often than the package's version."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
     for name in _MEASURING:
@@ -163,8 +164,11 @@ def _own_code() -> str:
 
 
 def _model_content(spec: Spec, digests: _Digests) -> Any:
-    """What ``spec`` names, in words or digests. Code returns what it likes, and a name on a hub leads to another commit
-    tomorrow: raises _UnknownError."""
+    """What identifies the model, in words or digests.
+
+    Raises _UnknownError for a factory, whose code may return anything, and for a hub's model without a commit, since its name
+    may lead to another one tomorrow.
+    """
     if spec.form in ("random", "timm"):
         if any(isinstance(value, str) and Path(value).exists() for _, value in spec.overrides):
             raise _UnknownError
@@ -208,7 +212,7 @@ def _check_links(directory: Path) -> None:
 
 
 def _is_report(file: Path) -> bool:
-    """Whether a file is a report of ours, which the very run may write again; what has other keys too is not ours."""
+    """Whether a file is one of our reports, which this run itself may be about to overwrite."""
     if file.suffix != ".json" or not file.is_file():
         return False
     with file.open("rb") as opened:
@@ -221,7 +225,7 @@ def _is_report(file: Path) -> bool:
 
 
 def _inputs_content(inputs: Any, digests: _Digests) -> Any:
-    """What the model is fed, in digests. Raises _UnknownError for what is no file, or more than is worth hashing."""
+    """What identifies the inputs, in digests. Raises _UnknownError for what is no file, or too much to hash."""
     if inputs is None:
         return None
     if not isinstance(inputs, Path):
@@ -274,7 +278,8 @@ class _Digests:
         return digest
 
     def keep(self) -> None:
-        """Remember what was asked. Of two processes at it the later wins, and the other hashes once more."""
+        """Remember the digests that were asked for. Where two processes do so at once, the later wins, and the other's files are
+        hashed once more."""
         if any(self._known.get(name) != entry for name, entry in self._asked.items()):
             others = {name: entry for name, entry in _read_known(self._path).items() if name not in self._asked}
             merged = [*others.items(), *self._asked.items()][-DIGESTS:]
@@ -282,7 +287,7 @@ class _Digests:
 
 
 def _identity(file: Path) -> list[int]:
-    """What changes with a file's content: size, times of change in nanoseconds, and which file it is."""
+    """What changes when a file's content does: its size, times of change in nanoseconds, and inode."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 

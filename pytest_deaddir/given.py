@@ -50,7 +50,7 @@ class Given:
         return cls([command_line, *between, Layer(ini, base, _flag)], problems)
 
     def value(self, name: str) -> Value:
-        """What the first place that says something says."""
+        """What the first layer that gives the option gives."""
         for layer in self.layers:
             value = layer.get(name)
             if value is not None:
@@ -93,7 +93,7 @@ class Given:
         return {path: base / path for path in given or ()}
 
     def all_paths(self, name: str) -> dict[str, Path]:
-        """The same of every place that gives some: a table of deaddir.toml adds to the others."""
+        """The same of several layers: what tables of deaddir.toml give is added to the command line's, else the ini-file's."""
         *tables, ini = self.layers[1:]
         outer = self.layers[0] if self.layers[0].get(name) is not None else ini
         return {path: layer.base / path for layer in (*reversed(tables), outer) for path in layer.get(name) or ()}

@@ -1,7 +1,7 @@
 """The pluggy hooks that this plugin calls, in a conftest.py or a plugin. Each docstring holds an override that runs as it is.
 
-None is called in a run that neither audits nor uses our fixtures. A conftest.py counts that pytest loads before it collects:
-in its root, in ``testpaths``, and beside what it is called on.
+None is called in a run that neither audits nor uses our fixtures. Overrides are found in a conftest.py that pytest loads
+before it collects: in its root directory, in ``testpaths``, or beside a path that is given to pytest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pytest_deaddir_register_rules(config: pytest.Config) -> Any:
 def pytest_deaddir_inputs(config: pytest.Config, spec: str) -> Any:
     """Give the inputs of the subject that ``spec`` names, where ``--deaddir-inputs`` gives none.
 
-    Return None for those that it would have without you, a path as for that option, or the arguments of a forward pass: a
+    Return None to leave it the inputs that it has by default, a path as for that option, or the arguments of a forward pass: a
     mapping, a tuple, a tensor, or a list of these as batches. Called before a subject is measured, in the process that
     measures it::
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Measurements:
-    """Audits by what was measured and how, or the error that each ended in. With xdist's other workers they are shared."""
+    """The audit of every plan that was asked for, or the error that it ended in. The workers of xdist share them."""
 
     def __init__(self, config: pytest.Config, evidence: Evidence | None) -> None:
         self._config = config
@@ -30,28 +30,31 @@ class Measurements:
         self._expected: dict[Plan, None] = {}
 
     def expect(self, plans: Iterable[Plan]) -> None:
-        """Note what this run will ask for, so that a worker that would wait for another has something to do."""
+        """Note what this run will ask for: instead of waiting for another worker, this one can measure some of it."""
         self._expected |= dict.fromkeys(replace(plan, baseline=None) for plan in plans if plan.stored is None)
 
     def audit(self, plan: Plan) -> Audit:
-        """Measure, unless that was done. The same error is raised again to everyone who asks."""
+        """The audit of a plan, measured at the first call. Where measuring failed, every call raises the same error."""
         if plan not in self._results:
-            self._results[plan] = self._compared(plan) if plan.baseline else self._agreed(plan)
+            self._results[plan] = self._compared(plan) if plan.baseline else self._shared_result(plan)
         result = self._results[plan]
         if isinstance(result, Exception):
             raise result
         return result
 
     def _compared(self, plan: Plan) -> Audit | Exception:
-        """The audit beside its baseline; what was measured is the same as without one."""
+        """The audit with its comparison to the baseline. The audit itself is measured as if there were no baseline."""
         assert plan.baseline is not None
         try:
             return plan.baseline.beside(self.audit(replace(plan, baseline=None)), self.audit)
         except Exception as error:
             return error
 
-    def _agreed(self, plan: Plan) -> Audit | Exception:
-        """Measured here or by another worker; while that one is at it, this one measures what nobody has begun."""
+    def _shared_result(self, plan: Plan) -> Audit | Exception:
+        """What became of a plan, whichever worker measures it.
+
+        While another worker is at it, this one measures what nobody has begun, and waits only when nothing is left.
+        """
         shared = self._shared
         if shared is None or plan.stored is not None:
             return self._measured(plan)
@@ -66,7 +69,7 @@ class Measurements:
                 self._results[other] = found
 
     def _measured(self, plan: Plan) -> Audit | Exception:
-        """The audit as it is measured now, or was before; or the error that it ended in."""
+        """The audit, measured now or taken from an earlier run; or the error that it ended in."""
         from pytest_deaddir.report.line import progress_line
 
         try:
@@ -84,7 +87,7 @@ class Measurements:
             return audit
 
     def _inputs(self, plan: Plan) -> Any:
-        """Those of the option, else of the hook, else None."""
+        """What --deaddir-inputs gives, else what the hook gives, else None."""
         if plan.inputs is not None or plan.level == "read":
             return plan.inputs
         return self._config.hook.pytest_deaddir_inputs(config=self._config, spec=plan.spec.text)
@@ -102,16 +105,16 @@ class Measurements:
         return self._batches[plan]
 
     def origin(self, plan: Plan) -> str | None:
-        """Where an audit that was not measured in this run is from."""
+        """Where the audit comes from, if this run did not measure it."""
         return self._origins.get(replace(plan, baseline=None))
 
     def done(self, plan: Plan) -> Audit | None:
-        """The audit, if it was made."""
+        """The audit, if there is one by now."""
         result = self._results.get(plan)
         return None if isinstance(result, Exception) else result
 
     def error(self, plan: Plan) -> Exception | None:
-        """What measuring ended in, if it was not an audit."""
+        """The error that measuring ended in, if it did."""
         result = self._results.get(plan)
         return result if isinstance(result, Exception) else None
 

@@ -48,7 +48,11 @@ def add_options(parser: pytest.Parser) -> None:
     add("device", "DEVICE", f"Where the model runs: {', '.join(DEVICES)}.")
     add("dtype", "DTYPE", f"What the model runs in: auto (its own), {', '.join(DTYPES)}.")
     add("sites", "SITES", "Which norms to look at: all, final (default: all; at the level read on a hub final).")
-    add("solver", "SOLVER", "Of the measured spectra: inverse (the default), svd (full decompositions).")
+    add(
+        "solver",
+        "SOLVER",
+        "How to find the bottom of a spectrum: inverse iteration (inverse, the default), full decomposition (svd).",
+    )
     add("inputs", "PATH", "What to feed the model: text, .jsonl, tables, images, .wav, .npz (default: English text).")
     add("samples", "N", "Rows of activations to measure (default: 4 for each dimension of the width).")
     add("batch-size", "N", "Sequences of one forward pass (default: as many as make about 2000 rows).")

@@ -101,7 +101,7 @@ class Subject:
 
     @property
     def unjudged(self) -> str | None:
-        """Why no chosen rule could be answered for it, so that its audit would be green whatever it is; None if one can."""
+        """Why none of the chosen rules can judge this model, so that it would pass without being judged; None if one can."""
         if self.applicable or not self.rules.chosen:
             return None
         level = self.plan.level
@@ -152,7 +152,7 @@ class Baseline:
 
     @property
     def takes_all(self) -> bool:
-        """Whether new findings are taken into the file, and so fail nothing."""
+        """Whether new findings are accepted into the file, so that they fail no check."""
         return self.update == "all"
 
     def beside(self, audit: Audit, measure: Callable[[Plan], Audit]) -> Audit:

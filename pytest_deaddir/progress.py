@@ -1,4 +1,4 @@
-"""How far a long step is: the steps say so, and whoever listens shows it. Below all rooms, so that each may tell."""
+"""Progress of long steps: each step reports it, and a listener shows it. In the lowest layer, so that all can report."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _listener: Callable[[Step], None] | None = None
 
 
 def tell(step: Step) -> None:
-    """Say how far a step is."""
+    """Report how far a step is."""
     if _listener is not None:
         _listener(step)
 
 
 def with_progress(name: str, items: Iterable[T], total: int | None, unit: str) -> Iterator[T]:
-    """The items, one after the other, telling of each that is done."""
+    """The items, one after the other, with a report of how many are done before each."""
     for count, item in enumerate(items):
         tell(Step(name, count, total, unit))
         yield item
@@ -36,7 +36,7 @@ def with_progress(name: str, items: Iterable[T], total: int | None, unit: str) -
 
 @contextmanager
 def listening(listener: Callable[[Step], None]) -> Iterator[None]:
-    """Let ``listener`` know of every step while this lasts; it runs in the thread that does the step."""
+    """Pass every report to ``listener`` while this lasts, in the thread that does the step."""
     global _listener
     before, _listener = _listener, listener
     try:

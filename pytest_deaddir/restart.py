@@ -1,4 +1,4 @@
-"""How a run keeps its own configuration, where pytest took an option's value for the place of the user's project."""
+"""Where pytest mistook an option's value for the user's project, the run is started again with another command line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pytest
 
 
 def in_one_word(config: pytest.Config, parser: pytest.Parser) -> list[str] | None:
-    """The command line to start again with, where pytest took an option's value for the place of the user's project.
+    """The command line to start the run again with, each option and its value in one word; None where that is not needed.
 
-    pytest looks for its ini-file and its root beside every path-like word of the command line, and at that moment it does
-    not know a plugin's options: with ``--deaddir-model DIR``, DIR/pytest.ini of a stranger's checkpoint becomes the
-    configuration (its addopts can name a file to run) and DIR gets a .pytest_cache. ``--deaddir-model=DIR`` is no such
-    word. None where the configuration is above the working directory or a word that is a test's path, as it should be.
+    pytest chooses its ini-file and its root directory before it knows the options of plugins, by looking beside every word
+    of the command line that could be a path. With ``--deaddir-model DIR``, DIR is such a word: the pytest.ini in a
+    stranger's checkpoint becomes the configuration (its addopts can name a file to run), and pytest writes a .pytest_cache
+    into DIR. The single word ``--deaddir-model=DIR`` is no path. A restart is not needed where the configuration lies at or
+    above the working directory or a path of tests on the command line, as it should.
     """
     raw = [str(word) for word in config.invocation_params.args]
     here = config.invocation_params.dir

@@ -30,7 +30,7 @@ def begin(config: pytest.Config) -> None:
 
 
 def _be_silent(config: pytest.Config) -> None:
-    """Of several processes that torchrun started the first alone shows and writes what came out."""
+    """Of several processes that torchrun started only the first reports and writes files."""
     config.option.xmlpath = None
     config.pluginmanager.unregister(name="terminalreporter")
     config.pluginmanager.set_blocked("terminalreporter")

@@ -128,7 +128,7 @@ def plan_of(text: str, base: Path, how: Mapping[str, Any]) -> Plan:
 
 
 def naming_layer(given: Given) -> Given:
-    """The first place that names models, to be measured or of earlier reports: others that it replaces are not looked at."""
+    """The first layer that names models, by --deaddir-model or --deaddir-from. It replaces those of all others."""
     named = [layer for layer in given.layers if layer.get("model") or layer.get("from")]
     return Given([*named, *given.layers][:1], given.problems)
 

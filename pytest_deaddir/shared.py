@@ -1,7 +1,7 @@
-"""What the workers of pytest-xdist have in common: the audits of one run, each measured by the worker that asks first.
+"""The audits of one run that the workers of pytest-xdist share: the worker that asks for one first measures it for all.
 
-A folder of the run's own holds three files for each: a lock, which the system takes off whoever is killed; a mark that it
-was begun, which a killed worker leaves; and the outcome.
+A folder that belongs to the run holds three files for each audit: a lock, which the system releases when its holder dies; a
+mark that measuring has begun, which a worker that is killed leaves behind; and the outcome.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class WorkerError(Exception):
-    """A bug that another worker ran into: that worker's traceback, and what the error was."""
+    """An unexpected error in another worker. ``text``: the traceback there; ``error``: the exception's repr."""
 
     def __init__(self, text: str, error: str) -> None:
         super().__init__(text)
         self._error = error
 
     def __repr__(self) -> str:
-        """Of the error itself."""
+        """The repr of the exception in the other worker."""
         return self._error
 
 
@@ -59,7 +59,7 @@ class Shared:
     def outcome(self, what: str, make: Callable[[], Audit | Exception], wait: bool) -> Audit | Exception | None:
         """What ``make`` gives for ``what``, in this process or in the one that asked first, which is waited for.
 
-        None where ``wait`` is false and another is at it.
+        None where ``wait`` is false and another process is measuring it.
         """
         name = hashlib.sha256(what.encode()).hexdigest()[:24]
         kept, begun = (self.folder / f"{name}.{suffix}" for suffix in ("json", "begun"))
@@ -76,7 +76,7 @@ class Shared:
             begun.write_text(self.worker)
             try:
                 made = make()
-                kept.write_text(_text(made), encoding="utf-8")  # only who holds the lock reads it
+                kept.write_text(_text(made), encoding="utf-8")  # read under the lock alone
             finally:
                 begun.unlink()
             return made
@@ -103,7 +103,7 @@ def _can_lock() -> bool:
 
 @contextmanager
 def _locked(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold the lock of a file, or give False where another holds it and ``wait`` is false."""
+    """Hold the lock of a file; yields False where another process holds it and ``wait`` is false."""
     import fcntl
 
     with path.open("w") as file:
@@ -112,4 +112,4 @@ def _locked(path: Path, wait: bool) -> Iterator[bool]:
         except BlockingIOError:
             yield False
         else:
-            yield True  # closing the file lets go of it
+            yield True  # closing the file releases the lock

@@ -176,7 +176,7 @@ COMPARED: dict[str, frozenset[str]] = {
 }
 
 
-#: Column → what it holds where it was measured; all others hold a number.
+#: Column → the type of its values; columns that are not named hold a number.
 TYPES: dict[str, str] = {
     **dict.fromkeys(("spec", "name", "revision", "fingerprint", "architecture", "normalisation", "final_norm"), "text"),
     **dict.fromkeys(("level", "dtype", "device", "inputs", "inputs_source"), "text"),
@@ -206,10 +206,10 @@ TYPES: dict[str, str] = {
     "dead_directions_opened": "integer",
 }
 
-#: Columns of which no limit is a minimum or a maximum.
+#: Columns that hold no numbers, so that no rule can set a minimum or a maximum for them.
 NOT_NUMBERS = frozenset(column for column, kind in TYPES.items() if kind != "integer")
 
-#: Columns of a few words, and all that they can say: what else a rule asks for could never be.
+#: Columns that hold one of a few words, and those words. A rule that asks for another word is refused.
 CHOICES: dict[str, tuple[str, ...]] = {
     "level": LEVELS,
     "normalisation": ("layernorm", "rmsnorm", "undecided", "mixed", "none"),

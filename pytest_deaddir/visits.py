@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Fixtures that visit the rows of a table, one in each test: the table, and the columns that the marker chooses them by.
 _VISITORS = {"norm_site": ("norms", ("kind", "role", "stack")), "residual_block": ("blocks", ("stack",))}
 
-#: What a marker may say as any text: a spec, paths of stacks, codes of rules or beginnings of them.
+#: Arguments of the marker that may be any text: a spec, paths of stacks, codes of rules or beginnings of codes.
 _TEXTS = ("model", "stack", "rules")
 
 

@@ -1,7 +1,7 @@
-"""A line on the terminal while a model is measured, which is gone before pytest writes on.
+"""Progress on the terminal while a model is measured, erased before pytest writes again.
 
-pytest may be in the middle of a line of its own, whose place it has to find as it left it. So the text stands behind what
-is there, within that line, and is taken off by stepping back over it.
+pytest may have written part of a line and goes on where it left the cursor. So the text is put behind what is there, within
+the same line, and is erased by stepping back over it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from _pytest._io import TerminalWriter
 from pytest_deaddir.progress import Step, listening
 from pytest_deaddir.report.words import escaped
 
-#: Seconds. What takes less needs no progress.
+#: Seconds before progress is shown.
 AFTER = 2.0
 
 _EVERY = 0.25
 
-#: Columns that a text must have, or there is none.
+#: Columns that must be free in the line; with fewer nothing is shown.
 _LEAST = 16
 
 
 @contextmanager
 def progress_line(config: pytest.Config, name: str) -> Iterator[None]:
-    """Show what the steps tell while this lasts: on a terminal, in the process that owns it, unless pytest is to be quiet."""
+    """Show progress while this lasts: on a terminal, in the process that owns it, unless pytest is to be quiet."""
     terminal = None if config.get_verbosity() < 0 or "CI" in os.environ else _terminal(config)
     if terminal is None:
         yield
@@ -41,7 +41,7 @@ def progress_line(config: pytest.Config, name: str) -> Iterator[None]:
 
 
 def _terminal(config: pytest.Config) -> TextIO | None:
-    """What pytest's own writer writes to, past the capturing of what tests print; None where that is no terminal."""
+    """The terminal that pytest itself writes to, bypassing its capturing of output; None where there is none."""
     capturing = config.pluginmanager.get_plugin("capturemanager")
     is_worker = hasattr(config, "workerinput") or not config.pluginmanager.has_plugin("terminalreporter")
     if is_worker or os.environ.get("TERM") == "dumb":
@@ -55,7 +55,7 @@ def _terminal(config: pytest.Config) -> TextIO | None:
 
 
 class Line:
-    """The text and the thread that keeps it true: a step that tells nothing for a minute still has its seconds counted."""
+    """The text, and a thread that renews it, so that seconds are counted even while a step reports nothing."""
 
     def __init__(self, terminal: TextIO, writer: TerminalWriter, name: str) -> None:
         self.terminal = terminal
@@ -69,7 +69,7 @@ class Line:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep the text true while this lasts, and take it off."""
+        """Keep the text up to date while this lasts, then erase it."""
         self.thread.start()
         try:
             yield

@@ -19,7 +19,7 @@ from pytest_deaddir.rules.toml import read_rule
 #: The group in which an installed package offers its rules.
 ENTRY_POINTS = "deaddir.rules"
 
-#: Python files in a folder of rules that are no rule files. So are those whose name begins with ``_``.
+#: Python files that are passed over in a folder of rules; so are those whose names begin with ``_``.
 _NO_RULES = ("conftest.py", "setup.py", "test_*.py", "*_test.py")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth")
 

@@ -26,7 +26,7 @@ MAX_CONFIG = 64_000_000
 
 Reader = Callable[[Iterable[StoredTensor]], Iterator[tuple[StoredTensor, np.ndarray, bytes]]]
 
-#: The names of all tensors → those that will be read, for where an index gives names and no shapes.
+#: Chooses the tensors that will be read by the names of all, where an index gives names and no shapes.
 Choice = Callable[[list[str]], Iterable[str]]
 
 

@@ -27,7 +27,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from pytest_deaddir.errors import ModelError
 from pytest_deaddir.source.memory import parse_memory
 
-#: Bytes of a tensor from which on it gets a file of its own.
+#: Tensors of at least so many bytes get a file of their own.
 MAPPED = 1 << 16
 
 

@@ -1,1 +1,1 @@
-"""What is so: read → forward → twin → invariance, each filling columns of the tables."""
+"""The stages that measure a subject: read, forward, twin and parameter space. Each fills columns of the tables."""

@@ -16,13 +16,13 @@ from pytest_deaddir.discovery.names import matched_paths
 from pytest_deaddir.stages.read import normalisation
 from pytest_deaddir.tables import COMPARED, LEVELS, Audit, Row, completed, is_comparison
 
-#: Scales of two forms of one checkpoint, whose names tell nothing: at most this far apart, as a part of themselves.
+#: Relative difference up to which two scales count as the same, where the names of two forms of a checkpoint tell nothing.
 SAME_SCALE = 0.05
 
-#: How many times fewer rows of activations are too few beside the baseline's.
+#: With this many times fewer rows of activations than the baseline, σ_min is not compared.
 FEWER = 2
 
-#: σ_min / σ_median that nothing measured lies below: what is 0 is taken for it.
+#: Takes the place of a σ_min / σ_median of 0, which has no logarithm; whatever is measured is larger.
 LEAST = 1e-30
 
 #: Paths that a sentence names, at most.

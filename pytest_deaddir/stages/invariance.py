@@ -38,14 +38,15 @@ from pytest_deaddir.tables import Row
 
 #: Forward passes that one audit may cost by default.
 FORWARDS = 256
-#: What one move costs of them: two, and two derivatives of about three each.
+#: How many of them one move costs: two, and two derivatives that cost about three each.
 _EACH = 8
 #: Rows of a weight that are in float64 at a time.
 _CHUNK = 1024
-#: How far two runs of the same model may be apart, in units of round-off, for a third to be compared with them.
+#: How far two runs of the same model may be apart, in units of round-off, before nothing is compared.
 _REPEATABLE = 16
-#: A change above this, in units of round-off, is looked at again: where the model sorts or selects, rounding alone can make
-#: it. As many random moves of _SMALL units are tried; one that changes the output by a quarter as much says so.
+#: Where a model sorts or selects, rounding alone can change its output by a lot. So a change of more than _SUSPECT units of
+#: round-off is checked by _AGAIN random moves of _SMALL units each: if one of them changes the output by more than a quarter
+#: as much, the change proves nothing.
 _SUSPECT, _SMALL, _AGAIN = 64, 8, 4
 
 Tensors = dict[str, torch.Tensor]
