@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from plugin.helpers import write_checkpoint
-from pytest_deaddir.progress import Step, listening, tell, told
+from pytest_deaddir.progress import Step, listening, tell, with_progress
 from pytest_deaddir.report.line import words
 
 SOON = """
@@ -104,6 +104,6 @@ def test_words():
 def test_steps_are_told_to_who_listens_and_to_nobody_else():
     heard = []
     with listening(heard.append):
-        assert list(told("spectra", "ab", 2, "norms")) == ["a", "b"]
+        assert list(with_progress("spectra", "ab", 2, "norms")) == ["a", "b"]
     tell(Step("later"))
     assert heard == [Step("spectra", 0, 2, "norms"), Step("spectra", 1, 2, "norms")]
