@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,50 +172,18 @@ def with_baseline(subject: Subject, given: Given, how: Mapping[str, Any], alone:
 
 def read_settings(config: pytest.Config) -> Settings:
     """The options and their ini twins, checked. Raises pytest.UsageError (exit 4) with every problem at once."""
-    from pytest_deaddir.errors import SpecError
-
     problems: list[str] = []
     given = Given.of(config, problems)
     reports = list(given.paths("report").values())
     formats: dict[str, Any] = {}
     for more in config.hook.pytest_deaddir_report_formats(config=config):
         formats = {**more, **formats}
-    for report in reports:
-        if report.suffix not in {*FORMATS, *formats}:
-            known = ", ".join({**FORMATS, **formats})
-            problems.append(f"--deaddir-report {report.name}: the suffix must be one of {known}")
-        elif report.is_dir():
-            problems.append(f"--deaddir-report {report}: is a folder")
-        elif not report.parent.is_dir():
-            problems.append(f"--deaddir-report {report}: no such folder")
-
+    problems += _report_problems(reports, {**FORMATS, **formats})
     if world()[1] > 1 and getattr(config.option, "dist", "no") != "no":
         problems.append("torchrun's processes measure together, and xdist's by themselves: give one of -n and torchrun")
     how = measuring(given)
     rules = choose_rules(config, given)
-    subjects: dict[str, Subject] = {}
-
-    def add(plan: Plan) -> None:
-        label = _label(plan.spec, config.rootpath)
-        while label in subjects:
-            label += "-2"
-        subjects[label] = Subject(label, plan, rules)
-
-    naming = naming_layer(given)
-    written, start, _ = naming.value("model")
-    for text in written or ():
-        try:
-            plan = plan_of(text, start, how)
-        except SpecError as error:
-            problems.append(str(error))
-            continue
-        if any(_same(plan.spec, known.spec) for known in subjects.values()):
-            continue
-        add(plan)
-    for plan in stored_plans(naming, given.layers[0].get("level")):
-        add(plan)
-    alone = len(subjects) == 1
-    subjects = {label: with_baseline(subject, given, how, alone) for label, subject in subjects.items()}
+    subjects = _named_subjects(config, given, how, rules)
     asks = any(given.value(name).value for name in ("only", "report", "baseline"))
     if asks and not subjects and not problems and not _may_hold_a_gate(config):
         problems.append(f"no model to audit: give --deaddir-model=SPEC or --deaddir-from=PATH.json, or write a {GATE}")
@@ -234,6 +202,49 @@ def read_settings(config: pytest.Config) -> Settings:
         cache=not given.value("no-cache").value,
         start=config.invocation_params.dir,
     )
+
+
+def _report_problems(reports: Sequence[Path], formats: Collection[str]) -> Iterator[str]:
+    """What is wrong with the paths of reports. ``formats``: the suffixes that can be written."""
+    for report in reports:
+        if report.suffix not in formats:
+            yield f"--deaddir-report {report.name}: the suffix must be one of {', '.join(formats)}"
+        elif report.is_dir():
+            yield f"--deaddir-report {report}: is a folder"
+        elif not report.parent.is_dir():
+            yield f"--deaddir-report {report}: no such folder"
+
+
+def _named_subjects(
+    config: pytest.Config, given: Given, how: Mapping[str, Any], rules: RuleChoice
+) -> dict[str, Subject]:
+    """The models that the options or the ini-file name, by label; what is wrong is added to the problems of ``given``."""
+    subjects: dict[str, Subject] = {}
+    naming = naming_layer(given)
+    for plan in (*_measured_plans(naming, how), *stored_plans(naming, given.layers[0].get("level"))):
+        label = _label(plan.spec, config.rootpath)
+        while label in subjects:
+            label += "-2"
+        subjects[label] = Subject(label, plan, rules)
+    alone = len(subjects) == 1
+    return {label: with_baseline(subject, given, how, alone) for label, subject in subjects.items()}
+
+
+def _measured_plans(naming: Given, how: Mapping[str, Any]) -> Iterator[Plan]:
+    """The models that are to be measured, each once; what is wrong with a spec is added to the problems."""
+    from pytest_deaddir.errors import SpecError
+
+    written, start, _ = naming.value("model")
+    known: list[Spec] = []
+    for text in written or ():
+        try:
+            plan = plan_of(text, start, how)
+        except SpecError as error:
+            naming.problems.append(str(error))
+            continue
+        if not any(_same(plan.spec, spec) for spec in known):
+            known.append(plan.spec)
+            yield plan
 
 
 def refuse(problems: Sequence[str]) -> None:

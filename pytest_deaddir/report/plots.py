@@ -3,6 +3,7 @@ and a dark background with it."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -220,39 +221,25 @@ def stream(name: str, blocks: Sequence[Row], found: Iterable[str]) -> Markup | N
     scale = LogScale((block.get(c) for block in blocks for c in ("sigma_min", "sigma_median")), _BOTTOM, _TOP + 6)
     places = _places(len(blocks))
     body = list(_grid(scale))
-    lines: dict[str, list[list[str]]] = {"sigma_median": [[]], "sigma_min": [[]]}
-    dots: list[Markup] = []
-    for index, (block, x) in enumerate(zip(blocks, places, strict=True)):
-        starts = index > 0 and block.get("stack") != blocks[index - 1].get("stack")
-        if starts:
-            between = (x + places[index - 1]) / 2
-            body.append(_line("dd-axis", between, _TOP, between, _BOTTOM))
-        for column, pieces in lines.items():
-            if starts or not _plottable(block.get(column)):
-                pieces.append([])
-            if _plottable(block.get(column)):
-                pieces[-1].append(f"{_n(x)},{_n(scale.at(block[column]))}")
-        if not _plottable(block.get("sigma_min")):
-            cross = f"M{_n(x - 3)} {_n(_BOTTOM - 3)}l6 6m0 -6l-6 6"
-            reason = block.get("unmeasured") or block.get("inconclusive") or "not measured"
-            dots.append(element("path", element("title", f"{block['path']}: {reason}"), class_="dd-soft", d=cross))
-            continue
-        y = scale.at(block["sigma_min"])
-        readable = block.get("readable") is not False
-        hint = f"{block['path']}: σ_min {number(block['sigma_min'])}" + ("" if readable else ", below the noise floor")
-        radius = 3.2 if len(blocks) <= 40 else 2.0
-        dots.append(_dot("dd-a" if readable else "dd-hollow", x, y, radius, hint))
-        if block["path"] in marked:
-            dots.append(_dot("dd-bad", x, y, 7.5))
+    stacks = _stacks(blocks, places)
+    for left, right in itertools.pairwise(stacks):
+        between = (left[-1][1] + right[0][1]) / 2
+        body.append(_line("dd-axis", between, _TOP, between, _BOTTOM))
+    for column, class_ in (("sigma_median", "dd-soft"), ("sigma_min", "dd-line")):
+        curves = (points for stack in stacks for points in _curves(stack, column, scale))
+        body += [element("polyline", class_=class_, points=points) for points in curves]
+    for block, x in zip(blocks, places, strict=True):
+        body.append(_sigma_mark(block, x, scale, 3.2 if len(blocks) <= 40 else 2.0))
+        if block["path"] in marked and _plottable(block.get("sigma_min")):
+            y = scale.at(block["sigma_min"])
+            body.append(_dot("dd-bad", x, y, 7.5))
             if len(marked.intersection(b["path"] for b in measured)) <= 3:
                 where = (x - 11, y + 4, "end") if x > 180 else (x + 11, y + 4, "start")
-                dots.append(_label(f"block {block['index']}", *where, "dd-badtext"))
-    for column, class_ in (("sigma_median", "dd-soft"), ("sigma_min", "dd-line")):
-        body += [element("polyline", class_=class_, points=" ".join(p)) for p in lines[column] if len(p) > 1]
+                body.append(_label(f"block {block['index']}", *where, "dd-badtext"))
     unreadable = [block for block in measured if block.get("readable") is False]
-    stacks = len({block.get("stack") for block in blocks})
-    numbers = [block.get("index") for block in blocks] if stacks == 1 else range(len(blocks))
-    body += [*dots, *_numbers(numbers, places, "block" if stacks == 1 else f"blocks of {stacks} stacks, in order")]
+    count = len({block.get("stack") for block in blocks})
+    numbers = [block.get("index") for block in blocks] if count == 1 else range(len(blocks))
+    body += _numbers(numbers, places, "block" if count == 1 else f"blocks of {count} stacks, in order")
     body += _legend(
         (_dot("dd-a", 0, 0, 3.2), "σ_min"),
         (_dot("dd-hollow", 0, 0, 3.2) if unreadable else None, "below the noise floor"),
@@ -271,6 +258,31 @@ def stream(name: str, blocks: Sequence[Row], found: Iterable[str]) -> Markup | N
         f"{len(blocks) - len(measured)} not measured",
     ]
     return _svg(name, "σ_min of the residual stream, block by block", "; ".join(words) + ".", _BOTTOM + 44, *body)
+
+
+def _stacks(blocks: Sequence[Row], places: Sequence[float]) -> list[list[tuple[Row, float]]]:
+    """The blocks of each stack, each block with its x."""
+    pairs = zip(blocks, places, strict=True)
+    return [list(stack) for _, stack in itertools.groupby(pairs, key=lambda pair: pair[0].get("stack"))]
+
+
+def _curves(stack: Sequence[tuple[Row, float]], column: str, scale: LogScale) -> Iterator[str]:
+    """The points of a column's line through a stack, in pieces where something was not measured."""
+    for drawn, piece in itertools.groupby(stack, key=lambda pair: _plottable(pair[0].get(column))):
+        points = [f"{_n(x)},{_n(scale.at(block[column]))}" for block, x in piece] if drawn else []
+        if len(points) > 1:
+            yield " ".join(points)
+
+
+def _sigma_mark(block: Row, x: float, scale: LogScale, radius: float) -> Markup:
+    """A block's σ_min as a dot, or a cross that says why there is none."""
+    if not _plottable(block.get("sigma_min")):
+        cross = f"M{_n(x - 3)} {_n(_BOTTOM - 3)}l6 6m0 -6l-6 6"
+        reason = block.get("unmeasured") or block.get("inconclusive") or "not measured"
+        return element("path", element("title", f"{block['path']}: {reason}"), class_="dd-soft", d=cross)
+    readable = block.get("readable") is not False
+    hint = f"{block['path']}: σ_min {number(block['sigma_min'])}" + ("" if readable else ", below the noise floor")
+    return _dot("dd-a" if readable else "dd-hollow", x, scale.at(block["sigma_min"]), radius, hint)
 
 
 def scales(name: str, norms: Sequence[Row]) -> Markup | None:

@@ -63,19 +63,15 @@ def block_rows(stream: StreamTaps, sites: Mapping[str, NormSite], default_dtype:
         facts["deflated_dimension"] = known.shape[1]
         dtype = facts["dtype"] = dtype_of(tap, default_dtype)
         found = spectrum(tap.rows, dtype, solver=solver, without=known)
-        smallest = float(found.values[0])
         facts |= {
-            "sigma_min": smallest,
+            "sigma_min": float(found.values[0]),
             "sigma_median": found.median,
             "sigma_max": found.largest,
             "dead_dimension": found.dead,
             "readable": found.dead == 0,
         }
         if previous is not None and previous.dead == 0:
-            most = max(smallest, float(found.floors[0]) if found.floors.size else 0.0)
-            facts["smin_ratio"] = smallest / float(previous.values[0])
-            facts["scale_ratio"] = found.median / previous.median
-            facts["smin_ratio_relative"] = most / found.median / (float(previous.values[0]) / previous.median)
+            facts |= _ratios(found, previous)
         if found.dead and index < 0:
             facts["inconclusive"] = (
                 f"the inputs span {tap.rows.width - found.dead} of {tap.rows.width} dimensions before the first block: "
@@ -86,6 +82,17 @@ def block_rows(stream: StreamTaps, sites: Mapping[str, NormSite], default_dtype:
             facts |= _pinpoint(found, known, block, tap, dtype)
         previous = found
     return rows
+
+
+def _ratios(found: Bottom, previous: Bottom) -> Row:
+    """What a block keeps, of σ_min and of the scale."""
+    smallest, before = float(found.values[0]), float(previous.values[0])
+    most = max(smallest, float(found.floors[0]) if found.floors.size else 0.0)
+    return {
+        "smin_ratio": smallest / before,
+        "scale_ratio": found.median / previous.median,
+        "smin_ratio_relative": most / found.median / (before / previous.median),
+    }
 
 
 def _unusable(tap: Tap, index: int) -> Row:

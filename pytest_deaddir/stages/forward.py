@@ -92,43 +92,8 @@ def forward_stage(
     norms += [_odd_row(path, module) for path, module in _odd_ones_out(model.module, done.found)]
     by_path = {site.path: site for site in done.found.norms}
     blocks = [line for stream in done.streams for line in block_rows(stream, by_path, model.dtype, solver)]
-    facts: Row = {} if audit is None else {k: audit.model[k] for k in _FROM_FILES}
-    facts.setdefault("architecture", model.name)
-    facts["architecture"] = facts["architecture"] or model.name
-    read_seconds = {} if audit is None else audit.model["seconds"]
-    result = Audit(
-        model=row(
-            "model",
-            spec=spec,
-            **facts,
-            parameters=parameter_count(model.module),
-            width=final.features if final else None,
-            final_norm=(final.path or "the module itself") if final else "",
-            normalisation=normalisation(norms),
-            level="forward",
-            dtype=model.dtype,
-            **_orphans(model, audit),
-            device=done.place[0].type,
-            seed=seed,
-            inputs=done.inputs.name,
-            inputs_source=done.inputs.source,
-            samples=(done.main.samples or None) if done.main else None,
-            samples_per_width=round(done.main.samples / done.main.rows.width, 4)
-            if done.main and done.main.samples
-            else None,
-            versions=versions("numpy", "torch", *(["transformers"] if model.config is not None else [])),
-            seconds=read_seconds | {"forward": round(time.perf_counter() - started, 4)},
-            peak_memory=peak_memory(),
-            max_memory=None if model.limit is None else model.limit.text,
-            placement=placement(model.module),
-            accumulators=done.accumulators,
-            processes=world()[1],
-            tp_plan=None if model.tensor_parallel is None else model.tensor_parallel.plan,
-        ),
-        norms=norms,
-        blocks=blocks,
-    )
-    return result, done
+    facts = _model_row(model, audit, done, final, normalisation(norms), started)
+    return Audit(model=facts | {"spec": spec, "seed": seed}, norms=norms, blocks=blocks), done
 
 
 def forward_pass(model: Model, inputs: Inputs, *, samples: int | None, sites: str = "all") -> Pass:
@@ -174,6 +139,40 @@ def _main(found: Discovery, norms: dict[str, NormTap], streams: list[StreamTaps]
         return norms[closing[-1]]
     outer = [stream for stream in streams if stream.stack.within is None]
     return outer[-1].taps[-1] if outer else next(reversed(norms.values()), None)
+
+
+def _model_row(
+    model: Model, audit: Audit | None, done: Pass, final: NormSite | None, kinds: str, started: float
+) -> Row:
+    """What is known of the model and of the pass. ``kinds``: of its norms, in a word; ``started``: when the stage began."""
+    facts: Row = {} if audit is None else {k: audit.model[k] for k in _FROM_FILES}
+    facts["architecture"] = facts.get("architecture") or model.name
+    read_seconds = {} if audit is None else audit.model["seconds"]
+    samples = done.main.samples if done.main else 0
+    return row(
+        "model",
+        **facts,
+        parameters=parameter_count(model.module),
+        width=final.features if final else None,
+        final_norm=(final.path or "the module itself") if final else "",
+        normalisation=kinds,
+        level="forward",
+        dtype=model.dtype,
+        **_orphans(model, audit),
+        device=done.place[0].type,
+        inputs=done.inputs.name,
+        inputs_source=done.inputs.source,
+        samples=samples or None,
+        samples_per_width=round(samples / done.main.rows.width, 4) if done.main and samples else None,
+        versions=versions("numpy", "torch", *(["transformers"] if model.config is not None else [])),
+        seconds=read_seconds | {"forward": round(time.perf_counter() - started, 4)},
+        peak_memory=peak_memory(),
+        max_memory=None if model.limit is None else model.limit.text,
+        placement=placement(model.module),
+        accumulators=done.accumulators,
+        processes=world()[1],
+        tp_plan=None if model.tensor_parallel is None else model.tensor_parallel.plan,
+    )
 
 
 def _orphans(model: Model, audit: Audit | None) -> Row:
