@@ -31,7 +31,7 @@ from pytest_deaddir.algebra.kernel import kernel_basis
 from pytest_deaddir.discovery.consumers import Consumer, Uses, find_consumers
 from pytest_deaddir.discovery.discover import NormSite
 from pytest_deaddir.discovery.trace import evaluating, floating
-from pytest_deaddir.progress import told
+from pytest_deaddir.progress import with_progress
 from pytest_deaddir.source.inputs import Arguments
 from pytest_deaddir.source.safetensors import dtype_name
 from pytest_deaddir.tables import Row
@@ -286,7 +286,7 @@ def _try(runner: _Runner, tries: list[tuple[_Space, _Move]], random: np.random.G
     problem = _problem(runner, base, rounding)
     for space, _ in tries:
         space.note = problem
-    for space, move in told("parameter space", tries if not problem else (), len(tries), "moves"):
+    for space, move in with_progress("parameter space", tries if not problem else (), len(tries), "moves"):
         step = _Step(runner, move, random)
         dtypes = (space.uses.dtype, *(weight.dtype for weight in step.weights.values()))
         own = space.site.probe.kernel_error or 0.0  # of a norm that computes in less than it returns
