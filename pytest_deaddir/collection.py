@@ -183,7 +183,10 @@ def plans_of(items: Iterable[pytest.Item]) -> Iterator[Plan]:
         if isinstance(item, AuditItem):
             yield item.parent.subject.plan
         elif isinstance(item, pytest.Function) and "deaddir_audit" in item.fixturenames:
-            subject = item.callspec.params["deaddir_model"]
+            parameters = getattr(
+                item, "callspec", None
+            )  # not of a unittest.TestCase, nor of a fixture of the user's own
+            subject = parameters and parameters.params.get("deaddir_model")
             if isinstance(subject, Subject):  # none where there is no model, and the test is skipped
                 yield subject.plan
 

@@ -21,8 +21,25 @@ def deaddir_model(request: pytest.FixtureRequest) -> Subject:
     """The subject of a test: the one of ``@pytest.mark.deaddir(model=…)``, else every ``--deaddir-model`` in turn, else
     those of ``deaddir.toml``. Its ``spec.text`` is what was written, its ``plan`` how it is measured.
     """
+    if not hasattr(
+        request, "param"
+    ):  # a unittest.TestCase, or request.getfixturevalue: pytest gives those no parameters
+        from pytest_deaddir.visits import only_subject
+
+        return only_subject(request)
     subject: Subject = request.param
     return subject
+
+
+def _place(request: pytest.FixtureRequest) -> int:
+    """Which row a test visits."""
+    if not hasattr(request, "param"):
+        problem = (
+            "visits one row in each test, which needs a parametrized test (no unittest.TestCase, no getfixturevalue)"
+        )
+        pytest.fail(f"{request.fixturename} {problem}: go through the rows of deaddir_audit instead", pytrace=False)
+    place: int = request.param
+    return place
 
 
 @pytest.fixture
@@ -60,7 +77,7 @@ def norm_site(request: pytest.FixtureRequest, deaddir_audit: Audit) -> Row:
         def test_scales_are_tame(norm_site):
             assert norm_site["gamma_max"] < 10
     """
-    return deaddir_audit.norms[request.param]
+    return deaddir_audit.norms[_place(request)]
 
 
 @pytest.fixture
@@ -73,7 +90,7 @@ def residual_block(request: pytest.FixtureRequest, deaddir_audit: Audit) -> Row:
         def test_the_stream_keeps_all_directions(residual_block):
             assert residual_block["dead_dimension"] == 0
     """
-    return deaddir_audit.blocks[request.param]
+    return deaddir_audit.blocks[_place(request)]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_deaddir.errors import ModelError
 from pytest_deaddir.evidence import Evidence
 from pytest_deaddir.shared import Shared
 
@@ -75,14 +76,19 @@ class Measurements:
         try:
             if plan.stored is not None:
                 self._origins[plan] = f"measured earlier, from {plan.stored.path.name}"
-                return plan.stored.at(plan.level)
+                return plan.stored.at(plan.level, plan.dtype)
             inputs = self._inputs(plan)
             with progress_line(self._config, plan.spec.text.rpartition("/")[2]):
                 if self._evidence is None:
                     return _measure(plan, inputs)
                 audit, self._origins[plan] = self._evidence.audit(plan, inputs, lambda: _measure(plan, inputs))
+        except pytest.exit.Exception:
+            raise
         except Exception as error:
             return error
+        except (pytest.skip.Exception, pytest.fail.Exception, SystemExit) as error:
+            # a factory that skips, or a time limit: nothing was audited, which is no pass and is not tried again
+            return ModelError(f"{plan.spec.text}: measuring was ended by {type(error).__name__}: {error}")
         else:
             return audit
 
@@ -95,7 +101,6 @@ class Measurements:
     def batches(self, plan: Plan) -> list[Mapping[str, Any]]:
         """What the subject is fed in its forward pass. Raises as measuring does."""
         from pytest_deaddir.api import batches
-        from pytest_deaddir.errors import ModelError
 
         if plan.stored is not None:
             raise ModelError(f"{plan.spec.text} is judged again from {plan.stored.path.name} and fed nothing")

@@ -32,10 +32,15 @@ class ModelResult:
     audit: dict[str, Any] | None = None
     origin: str | None = None
     outcomes: dict[str, str] = field(default_factory=dict)
-    findings: list[Row] = field(default_factory=list)
+    found: dict[str, list[Row]] = field(default_factory=dict)  # by check: one that runs again finds anew
     skips: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     anchor: dict[str, Any] | None = None
+
+    @property
+    def findings(self) -> list[Row]:
+        """What all checks found."""
+        return [finding for findings in self.found.values() for finding in findings]
 
     @property
     def checks(self) -> dict[str, int]:
@@ -55,8 +60,7 @@ class ModelResult:
     @property
     def judged(self) -> set[str]:
         """The codes of the rules that judged it: all that ran, but for rules in Python that raised."""
-        found = {finding["code"] for finding in self.findings}
-        return {name for name, outcome in self.outcomes.items() if outcome != "failed" or name in found}
+        return {name for name, outcome in self.outcomes.items() if outcome != "failed" or self.found.get(name)}
 
     @property
     def unreported(self) -> bool:
@@ -79,6 +83,7 @@ class Results:
         self.models = {label: ModelResult(subject.spec.text) for label, subject in settings.subjects.items()}
         self.notes: list[str] = []  # what came of the baselines, for the summary
         self.unwritten: dict[Path, str] = {}  # reports that could not be written, and why
+        self.problems: list[str] = []  # of the user's hooks
 
     def plan(self, nodeids: list[str]) -> None:
         """Note which checks are to run; xdist's workers all name the same."""
@@ -90,7 +95,10 @@ class Results:
                 self.models[label].planned.append(name)
 
     def take(self, report: pytest.TestReport) -> Iterator[tuple[str, Row]]:
-        """Take what :func:`attach` put on a report; gives the findings, each with its model's label."""
+        """Take what :func:`attach` put on a report; gives the findings, each with its model's label.
+
+        Under ``--dist=each`` and with reruns a check reports several times: the last counts, and nothing is given twice.
+        """
         raw = getattr(report, "deaddir", None)
         if raw is None or report.when != "call":
             return
@@ -98,7 +106,8 @@ class Results:
         result = self.models[message["label"]]
         result.spec = message["spec"]
         result.outcomes[message["name"]] = message["outcome"]
-        result.findings += message["findings"]
+        before = result.found.get(message["name"], [])
+        result.found[message["name"]] = message["findings"]
         result.audit = message["audit"] or result.audit
         result.origin = message["origin"] or result.origin
         result.error = message["error"] or result.error
@@ -106,7 +115,8 @@ class Results:
         if report.skipped and isinstance(report.longrepr, tuple):
             result.skips[message["name"]] = report.longrepr[2].removeprefix("Skipped: ")
         for finding in message["findings"]:
-            yield message["label"], finding
+            if finding not in before:
+                yield message["label"], finding
 
     @property
     def reported(self) -> dict[str, ModelResult]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ def _be_silent(config: pytest.Config) -> None:
     config.option.xmlpath = None
     config.pluginmanager.unregister(name="terminalreporter")
     config.pluginmanager.set_blocked("terminalreporter")
+
+
+def _runs_nothing(config: pytest.Config) -> bool:
+    """Whether pytest was asked to show something and to run no test."""
+    shows = ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test", "cacheshow")
+    return any(getattr(config.option, name, None) for name in shows)
 
 
 class AuditRun:
@@ -82,16 +89,22 @@ class AuditRun:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         config = self.state.config
         for model, finding in self.state.results.take(report):
-            if not hasattr(config, "workerinput"):
+            if hasattr(config, "workerinput"):
+                continue
+            try:
                 config.hook.pytest_deaddir_finding(config=config, model=model, finding=finding)
+            except Exception:  # of the user's own code, for which no finding must be lost
+                self.state.results.problems.append(f"pytest_deaddir_finding failed: {traceback.format_exc()}")
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         config = session.config
-        if hasattr(config, "workerinput") or world()[0] or config.option.collectonly:  # one process writes files
+        results = self.state.results
+        if hasattr(config, "workerinput") or world()[0] or _runs_nothing(config):  # one process writes files
             return
-        self.state.results.write(self.state.rules)
-        done = self.state.update_baselines() and not self.state.results.unwritten
+        if results.reported or session.testsfailed:  # where nothing was to run, an earlier report stays as it is
+            results.write(self.state.rules)
+        done = self.state.update_baselines() and not results.unwritten and not results.problems
         if not done and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if not config.pluginmanager.has_plugin("terminalreporter"):  # -p no:terminal is no wish not to know
@@ -107,7 +120,7 @@ class AuditRun:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         config = terminalreporter.config
         lines = self._summary(terminalreporter.verbosity)
-        if not lines or config.option.collectonly:
+        if not lines or _runs_nothing(config):
             return
         terminalreporter.section("deaddir", sep="=")
         write_lines(terminalreporter, lines)

@@ -177,6 +177,11 @@ def read_settings(config: pytest.Config) -> Settings:
     reports = list(given.paths("report").values())
     formats: dict[str, Any] = {}
     for more in config.hook.pytest_deaddir_report_formats(config=config):
+        if not isinstance(more, Mapping):
+            problems.append(
+                f"the hook pytest_deaddir_report_formats gave a {type(more).__name__}, not {{'.suffix': render}}"
+            )
+            continue
         formats = {**more, **formats}
     problems += _report_problems(reports, {**FORMATS, **formats})
     if world()[1] > 1 and getattr(config.option, "dist", "no") != "no":
@@ -242,7 +247,7 @@ def _measured_plans(naming: Given, how: Mapping[str, Any]) -> Iterator[Plan]:
         except SpecError as error:
             naming.problems.append(str(error))
             continue
-        if not any(_same(plan.spec, spec) for spec in known):
+        if not any(same_subject(plan.spec, spec) for spec in known):
             known.append(plan.spec)
             yield plan
 
@@ -261,7 +266,7 @@ def _may_hold_a_gate(config: pytest.Config) -> bool:
     return any(place.name == GATE or (place / GATE).exists() for place in places)
 
 
-def _same(spec: Spec, other: Spec) -> bool:
+def same_subject(spec: Spec, other: Spec) -> bool:
     """Whether two specs name one subject, however they are written."""
     if spec.path is not None and other.path is not None:
         return spec.path.resolve() == other.path.resolve()

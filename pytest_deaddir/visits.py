@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from pytest_deaddir.options import DTYPES, GATE
 from pytest_deaddir.plan import Subject
 from pytest_deaddir.rules.select import no_such_rule, select
 from pytest_deaddir.session import state_of
-from pytest_deaddir.settings import plan_of
+from pytest_deaddir.settings import plan_of, same_subject
 from pytest_deaddir.tables import CHOICES
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ _TEXTS = ("model", "stack", "rules")
 def parametrize(metafunc: pytest.Metafunc) -> None:
     """The test runs once per model, and once per row of each where it asks for rows.
 
+    Where an audit that is needed to know the rows ends in an error, the test runs once for that model, and fails with it.
+
     Raises:
-        pytest.Collector.CollectError: the marker or the gate file says what cannot be, or an audit that is needed to know
-            the rows broke.
+        pytest.Collector.CollectError: the marker or the gate file says what cannot be.
     """
     try:
         _parametrize(metafunc)
@@ -52,10 +54,18 @@ def _parametrize(metafunc: pytest.Metafunc) -> None:
         state.measurements.expect(subject.plan for subject in subjects.values())
     cases = []
     for label, subject in subjects.items():
-        rows = {visitor: _rows(state, subject, visitor, wanted) for visitor in visitors}
+        try:
+            rows = {visitor: _rows(state, subject, visitor, wanted) for visitor in visitors}
+        except DeaddirError:  # which deaddir_audit fails with: the other models are none the worse
+            cases.append(pytest.param(subject, *[None] * len(visitors), id=label))
+            continue
+        turns: Counter[str] = Counter()
         for chosen in itertools.product(*rows.values()):
             paths = [path for path, _ in chosen]
             name = "-".join(paths if visitors and len(subjects) == 1 else [label, *paths])
+            turns[name] += 1
+            if turns[name] > 1:  # a layer that runs several times is several blocks
+                name += f"-{turns[name]}"
             cases.append(pytest.param(subject, *(place for _, place in chosen), id=name))
         if empty := [visitor for visitor in visitors if not rows[visitor]]:
             reason = (
@@ -64,7 +74,28 @@ def _parametrize(metafunc: pytest.Metafunc) -> None:
             cases.append(
                 pytest.param(subject, *[None] * len(visitors), id=label, marks=pytest.mark.skip(reason=reason))
             )
+    if not cases:
+        cases = [pytest.param(*[None] * (1 + len(visitors)), id="no-model", marks=pytest.mark.skip(reason=NO_MODEL))]
     metafunc.parametrize(("deaddir_model", *visitors), cases, indirect=True)
+
+
+def only_subject(request: pytest.FixtureRequest) -> Subject:
+    """The subject of a test that has no parameters, where there is no choice."""
+    try:
+        wanted = _marker_arguments(request.node)
+        subjects = list(_subjects(state_of(request.config), request.config, wanted).values())
+    except (DeaddirError, _MarkerError, GateError) as error:
+        problem = str(error)
+    else:
+        if len(subjects) == 1:
+            return subjects[0]
+        problem = f"it is one of {len(subjects)} models here: say which with @pytest.mark.deaddir(model=…)"
+        problem = problem if subjects else NO_MODEL
+    pytest.fail(f"deaddir_model: {problem}", pytrace=False)
+
+
+#: Why a test without a model does not run.
+NO_MODEL = f"no model to audit: give --deaddir-model=SPEC, or name it in {GATE} or in the deaddir marker"
 
 
 class _MarkerError(Exception):
@@ -79,10 +110,17 @@ def _marker_arguments(node: Any) -> dict[str, Any]:
         if marker.args or marker.kwargs.keys() - {*_TEXTS, *among}:
             raise _MarkerError(f"the deaddir marker takes {', '.join((*_TEXTS, *among))}, by name")
         wanted = {**marker.kwargs, **wanted}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
     if not isinstance(wanted.get("model", ""), str):
         raise _MarkerError(f"the deaddir marker's model must be a spec, not {wanted['model']!r}")
+    for name in ("level", "dtype"):
+        if not isinstance(wanted.get(name, ""), str):
+            raise _MarkerError(
+                f"the deaddir marker's {name} must be one of {', '.join(among[name])}, not {wanted[name]!r}"
+            )
     for name in ("stack", "rules"):
-        if not all(isinstance(value, str) for value in _listed(wanted.get(name, ""))):
+        values = _listed(wanted.get(name, ""))
+        if not values or not all(isinstance(value, str) for value in values):
             raise _MarkerError(f"the deaddir marker's {name} must be text or a list of it, not {wanted[name]!r}")
     for name, choices in among.items():
         for value in _listed(wanted.get(name, choices)):
@@ -104,6 +142,9 @@ def _subjects(state: State, config: pytest.Config, wanted: dict[str, Any]) -> di
         else:
             how = state.settings.how
             plan = plan_of(text, config.rootpath, {**how, "level": wanted.get("level", how["level"])})
+            same = [one for one in state.settings.subjects.values() if same_subject(one.spec, plan.spec)]
+            if same:  # however it is written there: it is measured once
+                plan = replace(plan, spec=same[0].spec)
             found = {text.replace("::", "-"): Subject(text, plan, state.settings.rules)}
     else:
         found = state.settings.subjects or named

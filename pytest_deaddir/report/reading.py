@@ -37,14 +37,20 @@ class Stored:
         """How far it was looked; read for what ended in an error."""
         return "read" if self.audit is None else self.audit.model["level"]
 
-    def at(self, level: Level) -> Audit:
-        """The audit, where it was made at ``level`` or a higher one. Raises ModelError where not, and the error it ended in."""
+    def at(self, level: Level, dtype: str | None = None) -> Audit:
+        """The audit, where it was made at ``level`` or a higher one and in ``dtype``, None for any.
+
+        Raises ModelError where not, and the error it ended in.
+        """
         if self.audit is None:
             raise ModelError(self.error)
         if LEVELS.index(self.level) < LEVELS.index(level):
             raise ModelError(
                 f"{self.path}: {self.spec} was audited at level {self.level}, and level {level} is asked for"
             )
+        if dtype not in (None, self.audit.model["dtype"]):
+            measured = self.audit.model["dtype"]
+            raise ModelError(f"{self.path}: {self.spec} was audited in {measured}, and dtype {dtype} is asked for")
         return self.audit
 
 

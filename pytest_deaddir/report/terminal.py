@@ -128,6 +128,8 @@ def summary_lines(results: Results, verbosity: int) -> list[str]:
         problem = results.unwritten.get(path)
         told = f"report NOT written to {escaped(str(path))}: {escaped_lines(problem)}" if problem else ""
         lines.append(Coloured.of(told, "red") if told else f"report written to {escaped(str(path))}")
+    for problem in results.problems:
+        lines += ["", *(Coloured.of(escaped(line), "red") for line in problem.splitlines())]
     for note in results.notes if lines else ():
         lines += ["", escaped(note)]
     return lines

@@ -133,3 +133,18 @@ def test_no_hook_is_called_where_nothing_is_audited(pytester):
     pytester.makeconftest("\n".join(f"def {name}(config): raise AssertionError" for name in hooks))
     pytester.makepyfile("def test_one(): pass")
     assert pytester.runpytest_inprocess().ret == 0
+
+
+def test_a_hook_that_fails_on_a_finding_costs_no_finding(audit, checkpoint, pytester):
+    checkpoint(nan="transformer.ln_f")
+    pytester.makeconftest("def pytest_deaddir_finding(finding): raise KeyError('nobody home')")
+    result = audit("--deaddir-report=out.json")
+    assert result.ret == 1
+    assert report_of("out.json")[0]["findings"][0]["code"] == "DD001"
+    result.stdout.fnmatch_lines(["DD001 error*", "pytest_deaddir_finding failed: Traceback*", "KeyError: 'nobody home'"])
+
+
+def test_formats_that_are_no_mapping_are_a_usage_error(audit, checkpoint, pytester):
+    checkpoint()
+    pytester.makeconftest("def pytest_deaddir_report_formats(): return ['.txt']")
+    assert_refused(audit(), "pytest_deaddir_report_formats gave a list, not {'.suffix': render}")

@@ -491,3 +491,216 @@ def test_the_device_is_that_of_the_option(pytester, with_torch):
     result.assert_outcomes(errors=1)
     assert "--deaddir-device mps: torch * sees no such device here".partition("*")[0] in text_of(result)
     assert_no_insides(result)
+
+
+# --- tests that pytest gives no parameters ----------------------------------------------------------------------------
+
+UNITTEST = """
+import unittest
+import pytest
+
+class TestMine(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def _audit(self, deaddir_audit):
+        self.audit = deaddir_audit
+
+    def test_norms(self):
+        assert len(self.audit.norms) == 3
+
+class TestRows(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def _row(self, norm_site):
+        pass
+
+    def test_rows(self):
+        pass
+"""
+
+
+def test_a_unittest_has_the_audit_of_the_only_model(pytester, checkpoint, run):
+    checkpoint()
+    pytester.makepyfile(test_mine=UNITTEST)
+    result = run("m")
+    assert outcomes(result) == {
+        "test_mine.py::TestMine::test_norms": "passed",
+        "test_mine.py::TestRows::test_rows": "failed",
+    }
+    assert "norm_site visits one row in each test" in text_of(result)
+    assert "go through the rows of deaddir_audit instead" in text_of(result)
+
+
+def test_a_unittest_cannot_choose_among_models(pytester, checkpoint, run):
+    checkpoint("a")
+    checkpoint("b")
+    pytester.makepyfile(test_mine=UNITTEST)
+    result = run("a", "b")
+    assert set(outcomes(result).values()) == {"failed"}
+    assert "one of 2 models here: say which with @pytest.mark.deaddir(model=…)" in text_of(result)
+    assert_no_insides(run())
+    assert "no model to audit: give --deaddir-model=SPEC" in text_of(run())
+
+
+def test_a_fixture_that_is_asked_for_while_the_test_runs(pytester, checkpoint, run):
+    checkpoint()
+    pytester.makepyfile(
+        test_mine="def test_one(request): assert request.getfixturevalue('deaddir_audit').model['width'] == 16"
+    )
+    assert outcomes(run("m")) == {"test_mine.py::test_one": "passed"}
+
+
+def test_a_fixture_of_one_s_own_by_the_same_name_is_the_user_s(pytester, checkpoint, run):
+    checkpoint()
+    pytester.makepyfile(
+        test_mine="""
+        import pytest
+
+        @pytest.fixture
+        def deaddir_audit():
+            return "mine"
+
+        def test_one(deaddir_audit):
+            assert deaddir_audit == "mine"
+        """
+    )
+    assert outcomes(run("m")) == {"test_mine.py::test_one": "passed"}
+
+
+def test_a_model_that_cannot_be_audited_fails_its_row_test_and_keeps_nothing_else_from_running(pytester, checkpoint):
+    checkpoint()
+    checkpoint("broken", truncated=True)
+    pytester.makepyfile(test_mine="def test_row(norm_site): pass\ndef test_other(): pass")
+    result = pytester.runpytest_inprocess("--deaddir-model=m", "--deaddir-model=broken", READ)
+    done = outcomes(result)
+    assert done["test_mine.py::test_row[broken]"] == "failed"
+    assert [done[f"test_mine.py::test_row[m-{norm}]"] for norm in NORMS] == ["passed"] * 3
+    assert done["test_mine.py::test_other"] == "passed"
+    assert done["broken::discovery"] == "failed"
+    assert done["m::discovery"] == "passed"
+
+
+def test_a_shared_layer_s_blocks_have_ids_of_their_own_where_pytest_insists(pytester, with_torch):
+    pytester.makepyfile(
+        shared="""
+        import torch
+        class Shared(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                torch.manual_seed(0)
+                self.layers = torch.nn.ModuleList(
+                    [torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)]
+                )
+                self.norm = torch.nn.LayerNorm(16)
+            def forward(self, x):
+                for _ in range(3):
+                    x = self.layers[0](x)
+                return self.norm(x)
+        def make():
+            return Shared(), torch.randn(8, 20, 16, generator=torch.Generator().manual_seed(0))
+        """,
+        test_mine="def test_one(residual_block): pass",
+    )
+    options = [] if pytest.version_tuple < (9,) else ["-o", "strict_parametrization_ids=true"]
+    result = pytester.runpytest_inprocess("--deaddir-model=shared:make", "-m", "not deaddir", *options)
+    names = [name.rpartition("[")[2] for name in outcomes(result)]
+    assert names == ["layers.0]", "layers.0-2]", "layers.0-3]"]
+
+
+def test_the_marker_s_dtype_is_what_the_model_runs_in(pytester, with_torch):
+    pytester.makepyfile(
+        test_mine="""
+        import pytest
+
+        @pytest.mark.deaddir(dtype="bfloat16", level=None)
+        def test_one(deaddir_audit):
+            assert deaddir_audit.model["dtype"] == "bfloat16"
+        """
+    )
+    result = pytester.runpytest_inprocess(f"--deaddir-model={GPT2}", "-k", "test_mine")
+    assert list(outcomes(result).values()) == ["passed"]
+
+
+def test_a_dtype_cannot_be_had_of_an_earlier_report(pytester, checkpoint):
+    checkpoint()
+    pytester.runpytest_inprocess("--deaddir-only", "--deaddir-model=m", READ, "--deaddir-report=earlier.json")
+    pytester.makepyfile(
+        test_mine="""
+        import pytest
+
+        @pytest.mark.deaddir(dtype="bfloat16")
+        def test_one(deaddir_audit):
+            pass
+        """
+    )
+    result = pytester.runpytest_inprocess("--deaddir-from=earlier.json", "-k", "test_mine")
+    assert list(outcomes(result).values()) == ["failed"]
+    assert "was audited in float32, and dtype bfloat16 is asked for" in text_of(result)
+
+
+@pytest.mark.parametrize("spelling", ["./m", "sub/../m", "{path}/m"])
+def test_a_model_is_measured_once_however_a_marker_writes_it(pytester, checkpoint, measured, spelling):
+    checkpoint()
+    pytester.mkdir("sub")
+    text = spelling.format(path=pytester.path)
+    pytester.makepyfile(
+        test_mine=f"""
+        import pytest
+
+        @pytest.mark.deaddir(model={text!r})
+        def test_one(deaddir_audit):
+            pass
+        """
+    )
+    assert pytester.runpytest_inprocess("--deaddir-model=m", READ).ret == 0
+    assert len(measured) == 1
+
+
+# --- what ends a measurement --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["pytest.skip('no gpu')", "pytest.fail('never')", "raise SystemExit(3)"])
+def test_a_factory_that_skips_or_exits_is_an_error_once(pytester, with_torch, ending):
+    pytester.makepyfile(
+        made=f"""
+        import pytest
+        def make():
+            with open("calls", "a") as file:
+                file.write(".")
+            {ending}
+        """
+    )
+    result = pytester.runpytest_inprocess("--deaddir-only", "--deaddir-model=made:make")
+    assert result.ret == 1
+    assert failed(result) == ["made:make::discovery"]
+    assert (pytester.path / "calls").read_text() == "."
+    assert "measuring was ended by" in text_of(result)
+
+
+def test_a_check_that_reports_twice_finds_once(pytester, checkpoint):
+    """As under --dist=each, and with pytest-rerunfailures."""
+    checkpoint(nan="transformer.ln_f")
+    pytester.makeconftest("def pytest_deaddir_finding(finding):\n    print('SEEN', finding['code'])")
+    options = ["-p", "xdist", "-n2", "--dist=each", "--deaddir-report=out.json"]
+    result = pytester.runpytest_subprocess("--deaddir-only", "--deaddir-model=m", READ, *options)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["DD001 error*"])
+    assert sum(line.startswith("DD001 error") for line in result.outlines) == 1
+    assert sum(line.endswith("SEEN DD001") for line in result.outlines) == 1
+
+
+# --- runs that run nothing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--setup-plan"], ["--setup-only"], ["--fixtures"], ["--cache-show"], ["-k", "nomatch"], ["--collect-only"]],
+)
+def test_a_run_that_runs_nothing_leaves_the_last_report_as_it_is(pytester, checkpoint, options):
+    checkpoint()
+    pytester.makeini("[pytest]\ndeaddir_model = m\ndeaddir_level = read\ndeaddir_report = out.json\n")
+    pytester.runpytest_inprocess("--deaddir-only")
+    before = (pytester.path / "out.json").read_bytes()
+    assert b'"DD' not in before
+    result = pytester.runpytest_inprocess("--deaddir-only", *options)
+    assert (pytester.path / "out.json").read_bytes() == before
+    assert "NOT A PASS" not in text_of(result)
+    assert "report written" not in text_of(result)
