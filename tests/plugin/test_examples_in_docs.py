@@ -46,7 +46,8 @@ def test_every_fixture_has_an_example():
 @pytest.mark.parametrize("fixture", FIXTURES)
 def test_the_example_of_a_fixture(pytester, with_torch, fixture):
     pytester.makepyfile(test_it=example(API.partition(f"### `{fixture}`")[2]))
-    result = pytester.runpytest_inprocess(f"--deaddir-model={DEEP_GPT2}", "-k", "test_it.py", "--strict-markers")
+    model = EXAMPLE if "from_pretrained" in API.partition(f"### `{fixture}`")[2].partition("###")[0] else DEEP_GPT2
+    result = pytester.runpytest_inprocess(f"--deaddir-model={model}", "-k", "test_it.py", "--strict-markers")
     assert result.ret == 0
     assert set(outcomes(result).values()) == {"passed"}
 
