@@ -88,6 +88,7 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "gamma_min": _READ,
         "gamma_median": _READ,
         "gamma_max": _READ,
+        "gamma_profile": _READ,  # |γ| of the final norm by rank: 33 of them, from the smallest to the largest
         "gamma_nonfinite": _READ,
         "gamma_denormal": _READ,  # below the smallest normal number of the stored dtype, and not 0
         "predicted_dead_dimension": _READ,
@@ -105,6 +106,8 @@ COLUMNS: dict[str, dict[str, Level]] = {
         "noise_excess": _FORWARD,  # noise_ratio over what the rounding of the computed mean explains
         "dead_dimension": _FORWARD,
         "bottom_singular_values": _FORWARD,
+        "bottom_thresholds": _FORWARD,  # at or below which these are dead; fewer of them where none above can be
+        "sigma_max": _FORWARD,
         "unmeasured": _FORWARD,  # why nothing could be measured here
         "inconclusive": _FORWARD,  # why what was measured decides nothing, and what would settle it; empty where it does
         "twin_alignment": _FULL,
@@ -187,7 +190,7 @@ TYPES: dict[str, str] = {
     **dict.fromkeys(("duplicate_tensors", "differing_weights", "uncompared_weights", "unsafe_names"), "texts"),
     **dict.fromkeys(("orphan_tensors", "orphan_norms", "consumers"), "texts"),
     **dict.fromkeys(("predicted_dead_coordinates", "new_dead_coordinates", "pinpoint_coordinates"), "integers"),
-    **dict.fromkeys(("predicted_bottom", "bottom_singular_values"), "numbers"),
+    **dict.fromkeys(("gamma_profile", "predicted_bottom", "bottom_singular_values", "bottom_thresholds"), "numbers"),
     **dict.fromkeys(("baseline", "baseline_path", "normalisation_change", "kind_change"), "text"),
     **dict.fromkeys(("lost_sites", "new_sites", "not_compared"), "texts"),
     **dict.fromkeys(("deflated_dimension", "predicted_dead_grown", "dead_dimension_grown"), "integer"),

@@ -152,6 +152,8 @@ def site_columns(site: NormSite, tap: NormTap, default_dtype: str, predicted: in
         "inconclusive": "",
         "dead_dimension": found.dead,
         "bottom_singular_values": found.values[:BOTTOM].tolist(),
+        "bottom_thresholds": found.floors[:BOTTOM].tolist(),
+        "sigma_max": found.largest,
     }
     if found.dead > HIDDEN * site.features:
         columns["inconclusive"] = (

@@ -25,6 +25,9 @@ from pytest_deaddir.tables import Audit, Row, row
 #: Predicted and measured bottom singular values that a row keeps.
 BOTTOM = 4
 
+#: Scales that a row keeps of a final norm.
+PROFILE = 33
+
 #: Bytes of a scale at most; no model is as wide as a million.
 MAX_SCALE = 8_000_000
 
@@ -176,6 +179,9 @@ def gamma_columns(gamma: np.ndarray, beta: np.ndarray | None, kind: str, dtype: 
             "gamma_median": float(middle[0] / 2 + middle[1] / 2),
             "gamma_max": float(magnitude[-1]),
         }
+        if final:  # the ranks are evenly apart in their logarithm, because it is the smallest that matter
+            ranks = np.rint(magnitude.size ** np.linspace(0, 1, PROFILE)).astype(int)
+            columns["gamma_profile"] = magnitude[ranks - 1].tolist()
     if not finite.all() or (beta is not None and not np.isfinite(beta).all()):
         return columns
     dead = dead_coordinates(gamma, beta, dtype)

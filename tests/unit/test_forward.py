@@ -108,6 +108,24 @@ def test_a_run_that_measured_nothing_is_not_green():
         ]
 
 
+def test_a_row_says_up_to_where_its_directions_would_be_dead_and_holds_the_scale_s_profile():
+    torch.manual_seed(0)
+    module = nn.LayerNorm(100)
+    with torch.no_grad():
+        module.weight.uniform_(0.5, 1.5)[7] = 1e-30
+    norm = final(audit(module, inputs=torch.randn(500, 100)))
+    dead = [
+        sigma <= most for sigma, most in zip(norm["bottom_singular_values"], norm["bottom_thresholds"], strict=False)
+    ]
+    assert sum(dead) == norm["dead_dimension"] == 1
+    assert norm["bottom_singular_values"][-1] < norm["sigma_max"] < 2
+    scale = module.weight.detach().double().abs().sort().values.tolist()
+    profile = norm["gamma_profile"]
+    assert (profile[0], profile[16], profile[32]) == (scale[0], scale[9], scale[99])  # of ranks 1, 10 and 100
+    assert len(profile) == 33
+    assert profile == sorted(profile)
+
+
 def test_a_large_mean_is_no_defect_of_the_norm():
     """The rounding of the computed mean lies along γ⁻¹; at d = 1024 and a mean of five it is far above output rounding."""
     audited = audit(nn.LayerNorm(1024), inputs=torch.randn(4200, 1024) + 5)
