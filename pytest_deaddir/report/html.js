@@ -7,11 +7,19 @@ function sortable(table) {
   const rows = [...body.rows];
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
+    // not a <button>: Chromium does not paint those again where a printed table repeats its headings
+    const button = document.createElement("span");
+    button.setAttribute("role", "button");
+    button.tabIndex = 0;
     button.append(...heading.childNodes);
     heading.append(button);
     heading.setAttribute("aria-sort", "none");
+    button.addEventListener("keydown", event => {
+      if (event.key === "Enter" || event.key === " ") {
+        event.preventDefault();
+        button.click();
+      }
+    });
     button.addEventListener("click", () => {
       const next = { none: "ascending", ascending: "descending", descending: "none" }[heading.getAttribute("aria-sort")];
       headings.forEach(other => other.setAttribute("aria-sort", "none"));
@@ -31,6 +39,11 @@ function sorted(rows, column, sign) {
   });
 }
 
+function fileName(title) {
+  const spelt = title.replaceAll("σ", "sigma").replaceAll("γ", "gamma");
+  return `${spelt.replace(/[^\w.]+/g, "-").replace(/^-|-$/g, "")}.svg`;
+}
+
 // A plot stands by itself, so that a file of it is its own source.
 function savable(figure) {
   const button = document.createElement("button");
@@ -41,7 +54,7 @@ function savable(figure) {
     const picture = figure.querySelector("svg");
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([new XMLSerializer().serializeToString(picture)], { type: "image/svg+xml" }));
-    link.download = `${picture.querySelector("title").textContent.replace(/[^\w.]+/g, "-")}.svg`;
+    link.download = fileName(picture.querySelector("title").textContent);
     link.click();
     URL.revokeObjectURL(link.href);
   });

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_deaddir.report import plots
-from pytest_deaddir.report.markup import Markup, clipped, element, joined, path, text
+from pytest_deaddir.report.markup import Markup, clipped, element, joined, path, prose, text
 from pytest_deaddir.report.page import PARTS, conditions, level_words
 from pytest_deaddir.report.words import (
     COMPARISON,
@@ -41,14 +41,23 @@ _NOUNS = {"error": "error", "warning": "warning", "info": "note"}
 #: Verdict → how grave it is; any other is no pass.
 _GRAVITY = {"passed": "ok", "passed with warnings": "warning"}
 
+#: The anchor of what makes an audit no pass without a finding, and what is said of such audits after their number.
+_TROUBLES = {
+    "not-audited": "ended in an error",
+    "raised": "with failures that left no finding",
+    "incomplete": "incomplete",
+    "unjudged": "with nothing judged",
+}
+
 #: Findings of one rule that are shown at once; a click shows the others.
 _AT_ONCE = 6
 
-#: Columns that stand first in a table. The others are shown where a reader asks for them, and not in print.
+#: Columns that stand first in a table, before all the numbers that a phone has room for. The others are shown where a
+#: reader asks for them, and not in print.
 _ESSENTIAL = {
     "norms": (
-        *("path", "kind", "role", "gamma_min", "gamma_median", "gamma_max", "predicted_dead_dimension"),
-        *("dead_dimension", "alignment", "noise_ratio", "depth"),
+        *("path", "dead_dimension", "alignment", "noise_ratio", "depth", "predicted_dead_dimension"),
+        *("gamma_min", "gamma_median", "gamma_max", "kind", "role"),
     ),
     "blocks": (
         *("path", "sigma_min", "sigma_median", "sigma_max", "smin_ratio", "smin_ratio_relative"),
@@ -145,11 +154,17 @@ def _headline(subjects: Sequence[_Model]) -> str:
 
 
 def _header(subjects: Sequence[_Model]) -> Markup:
-    """The headline, and how many findings of each severity there are."""
+    """The headline, and how much of everything below it comes from."""
     gravities = {_gravity(verdict(subject.entry)) for subject in subjects} or {"error"}
     gravest = next(gravity for gravity in ("error", "warning", "ok") if gravity in gravities)
     severities = [finding["severity"] for subject in subjects for finding in open_findings(subject.entry)]
+    troubles = [name for subject in subjects for name, *_ in _troubles(subject)]
     counts: list[str] = [
+        element("a", f"{counted(troubles.count(name), 'audit')} {words}", class_="error", href=f"#{name}")
+        for name, words in _TROUBLES.items()
+        if name in troubles
+    ]
+    counts += [
         element("a", counted(severities.count(severity), noun), class_=severity, href=f"#{severity}")
         for severity, noun in _NOUNS.items()
         if severity in severities
@@ -170,7 +185,17 @@ def _header(subjects: Sequence[_Model]) -> Markup:
 def _findings(subjects: Sequence[_Model]) -> Markup:
     """Models of which too little is known, then what the rules found: by severity and rule, what is accepted last."""
     several = len(subjects) > 1
-    parts = [trouble for subject in subjects for trouble in _troubles(subject, several)]
+    troubles = [(subject, *trouble) for subject in subjects for trouble in _troubles(subject)]
+    parts = []
+    for name, words in _TROUBLES.items():
+        groups = [
+            _trouble(joined(subject.link, ": ") if several else None, what, more)
+            for subject, of, what, more in troubles
+            if of == name
+        ]
+        if groups:
+            heading = element("h3", f"{counted(len(groups), 'audit')} {words}")
+            parts.append(element("section", heading, *groups, id=name))
     found = [(subject, finding) for subject in subjects for finding in subject.entry["findings"]]
     for severity, noun in _NOUNS.items():
         these = [pair for pair in found if pair[1]["severity"] == severity and not closed_because(pair[1])]
@@ -184,21 +209,25 @@ def _findings(subjects: Sequence[_Model]) -> Markup:
     return element("section", element("h2", "What was found"), *parts, id="findings")
 
 
-def _troubles(subject: _Model, several: bool) -> Iterator[Markup]:
-    """Why a model that no rule complains about is no pass."""
-    of = joined(subject.link, ": ") if several else None
+def _troubles(subject: _Model) -> Iterator[tuple[str, str, Markup | None]]:
+    """Why a model that no rule complains about is no pass: one of :data:`_TROUBLES`, in a few words, and what there is to say."""
     checks = subject.entry["checks"]
+    codes = {finding["code"] for finding in open_findings(subject.entry)}
     if subject.entry.get("error"):
         lines = "\n".join(map(text, subject.entry["error"].splitlines()))
-        yield _trouble(of, "The audit ended in an error", element("pre", Markup(lines)))
-    elif incomplete(subject.entry):
+        yield "not-audited", "The audit ended in an error", element("pre", Markup(lines))
+        return
+    if (raised := checks.get("failed", 0) - len(codes)) > 0:
+        what = f"{counted(raised, 'check')} failed and left no finding"
+        yield "raised", what, element("p", "A rule in Python raised: the output of the run says where.")
+    if incomplete(subject.entry):
         missing = checks["planned"] - checks["run"] - checks["skipped"]
         what = f"{missing} of {counted(checks['planned'], 'check')} never reported"
-        yield _trouble(of, what, element("p", "What the others say is not a pass."))
+        yield "incomplete", what, element("p", "What the others say is not a pass.")
     elif not subject.entry["norms"]:
-        yield _trouble(of, "No norm was found", element("p", "There was nothing to judge, and that is not a pass."))
+        yield "unjudged", "No norm was found", element("p", "There was nothing to judge, and that is not a pass.")
     elif not checks.get("run"):
-        yield _trouble(of, "No rule judged what was measured", None)
+        yield "unjudged", "No rule judged what was measured", None
 
 
 def _trouble(of: Markup | None, what: str, more: Markup | None) -> Markup:
@@ -246,11 +275,11 @@ def _finding(subject: _Model, finding: Row, several: bool) -> Markup:
     for column, value in finding["measured"].items():
         limits = [limit_words(operator, limit) for operator, limit in finding["limit"].get(column, {}).items()]
         facts.append(
-            text(f"{column} = {shown(column, value)}" + (f", must be {' and '.join(limits)}" if limits else ""))
+            prose(f"{column} = {shown(column, value)}" + (f", must be {' and '.join(limits)}" if limits else ""))
         )
     return element(
         "li",
-        element("p", finding["message"]),
+        element("p", prose(finding["message"])),
         element("p", joined(*facts, between=" · "), class_="note"),
         element("p", why[0].upper() + why[1:]) if (why := closed_because(finding)) else None,
     )
@@ -316,10 +345,17 @@ def _figures(subject: _Model) -> Markup | None:
     def draw(heading: Markup | str, caption: str, plot: Callable[..., Markup | None], *data: Any) -> None:
         drawn.append((plot(f"plot-{subject.place}-{len(drawn) + 1}", *data), heading, caption))
 
+    kinds = {norm["kind"] for norm in entry["norms"]} & {"layernorm", "rmsnorm"}
     for norm in entry["norms"]:
         if norm["role"] == "final":
-            heading = joined("Bottom of the spectrum of ", element("code", path(norm["path"] or "?")))
-            draw(heading, "σ measured, beside what γ alone predicts for a whitened input.", plots.spectrum, norm)
+            name = element("code", path(norm["path"] or "?"))
+            draw(joined("Bottom of the spectrum of ", name), _spectrum_caption(norm), plots.spectrum, norm)
+            draw(
+                joined("Scale |γ| of ", name),
+                "Its coordinates from the smallest on. One whose γ² is below the rounding of the output carries nothing"
+                + (": there is none." if norm["dead_coordinate_count"] == 0 else "."),
+                *(plots.profile, norm),
+            )
     draw(
         "σ_min of the residual stream",
         "After each block. One that divides it by a large factor has taken a direction out of the stream.",
@@ -327,20 +363,40 @@ def _figures(subject: _Model) -> Markup | None:
     )
     draw(
         "Scales |γ| of the norms",
-        "The kernel of a LayerNorm lies along γ⁻¹: where the smallest scales are.",
+        " ".join(sentence for kind, sentence in _SCALES_CAPTIONS.items() if kind in kinds),
         *(plots.scales, entry["norms"]),
     )
+    along = "each kernel" if kinds == {"layernorm"} else "each norm’s γ⁻¹"
     draw(
         "Trained against a random twin",
-        "Variance along each kernel, over the largest of any direction. The depth is how far training lowered it.",
+        f"Variance along {along}, over the largest of any direction. The depth is how far training lowered it.",
         *(plots.twins, entry["norms"]),
     )
     figures = [
-        element("figure", picture, element("figcaption", element("strong", heading), ". ", caption))
+        element("figure", picture, element("figcaption", element("strong", heading), ". ", prose(caption)))
         for picture, heading, caption in drawn
         if picture is not None
     ]
     return element("div", *figures, class_="figures") if figures else None
+
+
+_SCALES_CAPTIONS = {
+    "layernorm": "The kernel of a LayerNorm lies along γ⁻¹: where the smallest scales are.",
+    "rmsnorm": "An RMSNorm has no kernel: its output loses a direction only where a scale is next to nothing.",
+}
+
+
+def _spectrum_caption(norm: Row) -> str:
+    """What is drawn of this norm, and no more."""
+    predicted = "what γ alone predicts for a whitened input" if norm["predicted_bottom"] else ""
+    if not norm["bottom_singular_values"]:
+        return f"σ: {predicted}."
+    words = f"σ measured, beside {predicted}." if predicted else "σ measured."
+    if norm["bottom_thresholds"]:
+        words += (
+            f" The shaded range is dead: no more than rounding to {norm['dtype']} and the norm’s arithmetic explain."
+        )
+    return words
 
 
 def _table(subject: _Model, name: str, heading: str) -> Markup | None:
@@ -374,7 +430,7 @@ def _table(subject: _Model, name: str, heading: str) -> Markup | None:
 def _everything(subject: _Model) -> Markup | None:
     """The one row of the table ``model``: all that it holds."""
     rows = [
-        element("tr", element("th", column, scope="row"), element("td", shown(column, value), class_="t"))
+        element("tr", element("th", column, scope="row"), element("td", prose(shown(column, value)), class_="t"))
         for column, value in subject.entry["model"].items()
         if _holds(value)
     ]
@@ -390,10 +446,10 @@ def _holds(value: Any) -> bool:
 def _cell(column: str, value: Any) -> Markup:
     """A cell of a table, with the exact number to sort by where it shows a rounded one."""
     if not _holds(value):
-        return Markup("<td></td>")
+        return Markup('<td class="t"></td>' if column in NOT_NUMBERS else "<td></td>")
     string = shown(column, value)
-    if column in NOT_NUMBERS:
-        return Markup(f'<td class="t">{text(string)}</td>')
+    if column in NOT_NUMBERS or not isinstance(value, (int, float)):
+        return Markup(f'<td class="t">{prose(string)}</td>')
     exact = f' data-v="{value!r}"' if isinstance(value, float) and float(string) != value else ""
     return Markup(f"<td{exact}>{text(string)}</td>")
 
@@ -425,7 +481,7 @@ def _rule_pages(subjects: Sequence[_Model], rules: Sequence[Rule]) -> Markup | N
 
 
 def _rule_page(rule: Rule) -> Markup:
-    terms = [element("div", element("dt", heading), element("dd", words)) for heading, words in conditions(rule)]
+    terms = [element("div", element("dt", heading), element("dd", prose(words))) for heading, words in conditions(rule)]
     parts = [
         joined(element("h4", heading), *_paragraphs(getattr(rule, key))) for key, heading in PARTS if getattr(rule, key)
     ]
@@ -458,7 +514,7 @@ def _article(code: str, name: str, facts: str, *parts: Markup) -> Markup:
 def _paragraphs(string: str) -> Iterator[Markup]:
     """Paragraphs; one that is indented in the rule's file keeps its lines."""
     for paragraph in string.strip("\n").split("\n\n"):
-        lines = map(text, paragraph.split("\n"))
+        lines = map(prose, paragraph.split("\n"))
         yield element("pre" if paragraph.startswith(" ") else "p", Markup("\n".join(lines)))
 
 

@@ -25,6 +25,11 @@ def text(string: str) -> Markup:
     return Markup(html.escape(escaped(clipped(string, LONGEST))))
 
 
+def prose(string: str) -> Markup:
+    """The same of a sentence: its numbers do not break at the minus of their exponent."""
+    return Markup(re.sub(r"\d[\d.]*e-\d+", r'<span class="number">\g<0></span>', text(string)))
+
+
 def path(string: str) -> Markup:
     """A dotted name as text that breaks after its dots, slashes and underscores, where it does not fit."""
     return Markup(re.sub(r"([._/])(?=.)", r"\1<wbr>", text(string)))

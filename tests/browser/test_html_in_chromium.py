@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import zlib
 
 import pytest
 
@@ -28,14 +29,15 @@ const seen = {};
 try {
   const table = document.querySelector("table.sortable.first-11, .table table.sortable");
   const heading = [...table.tHead.rows[0].cells].find(cell => cell.textContent === "gamma_min");
-  const button = heading.querySelector("button");
+  const button = heading.querySelector("[role=button]");
   const column = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent.slice(0, 9));
   seen.orders = [column()];
   seen.sorts = [heading.getAttribute("aria-sort")];
   for (let click = 0; click < 3; click++) {
     button.focus();
     seen.focused = document.activeElement === button;
-    button.click();
+    if (click == 1) button.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+    else button.click();
     seen.orders.push(column());
     seen.sorts.push(heading.getAttribute("aria-sort"));
   }
@@ -43,6 +45,8 @@ try {
   seen.columns = [visible()];
   document.querySelector(".table input").click();
   seen.columns.push(visible(), table.tHead.rows[0].cells.length);
+  seen.firstNumber = table.tHead.rows[0].cells[1].getBoundingClientRect().right;
+  seen.file = fileName("σ_min of the residual stream, |γ|");
   seen.saves = document.querySelectorAll("figure button.save").length;
 } catch (error) { seen.error = String(error) }
 seen.figures = document.querySelectorAll("figure").length;
@@ -104,8 +108,34 @@ def test_a_report_on_a_phone(opened):
     assert seen["focused"]
     few, all_of_them, there = seen["columns"]
     assert few == 11 < all_of_them == there
-    assert seen["figures"] == seen["saves"] == 8
+    assert seen["figures"] == seen["saves"] == 10
+    assert seen["firstNumber"] < 390
+    assert seen["file"] == "sigma_min-of-the-residual-stream-gamma.svg"
     assert seen["plot"] == "rgb(31, 95, 168)"
+
+
+def test_headings_are_repeated_on_every_printed_page(chromium, tmp_path):
+    """What is printed of the page is what is printed of it without its script, which leaves the headings as they are."""
+    one = entry()
+    one["blocks"] += [one["blocks"][1] | {"index": place, "path": f"h.{place}"} for place in range(2, 150)]
+    page = render([one], [RULE])
+    bare = re.sub("<script>.*</script>", "", page, flags=re.DOTALL)
+    assert bare != page
+    printed = [_texts_on_pages(chromium, tmp_path, source) for source in (page, bare)]
+    assert printed[0] == printed[1]
+    assert len(printed[0]) > 3
+
+
+def _texts_on_pages(chromium, folder, page):
+    """How many texts each page of a print draws."""
+    source, target = folder / "print.html", folder / "print.pdf"
+    source.write_text(page, encoding="utf-8")
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    done = [chromium, *options, "--no-pdf-header-footer", f"--print-to-pdf={target}", source.as_uri()]
+    subprocess.run(done, capture_output=True, timeout=120, check=True)
+    streams = re.findall(rb"/FlateDecode.*?stream\r?\n(.*?)\r?\nendstream", target.read_bytes(), re.DOTALL)
+    drawn = [len(re.findall(rb"\bT[jJ]\b", zlib.decompress(stream))) for stream in streams]
+    return [count for count in drawn if count]
 
 
 def test_nothing_of_a_stranger_s_runs_or_widens_the_page(opened):

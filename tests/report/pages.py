@@ -57,7 +57,8 @@ def entry(spec="org/model", *, findings=(), planned=5, run=4, **model):
     norm |= {"predicted_dead_dimension": 1, "dead_dimension": 1, "alignment": 0.99986, "unmeasured": ""}
     final = {"alignment_bottom": 0.99986, "eigenvalue": 4e-16, "eigenvalue_relative": 1e-16, "noise_ratio": 4.0}
     final |= {"twin_eigenvalue_relative": 2.03e-15, "depth": 1.3071, "predicted_bottom": [0.0, 0.3, 0.4, 0.5]}
-    final |= {"bottom_singular_values": [2.1e-8, 0.251, 0.332, 0.447]}
+    final |= {"bottom_singular_values": [2.1e-8, 0.251, 0.332, 0.447], "bottom_thresholds": [8e-8], "sigma_max": 2.0}
+    final |= {"gamma_profile": [4.8e-33, 2e-9, 0.3, 0.65, 1.25], "predicted_dead_coordinates": [3, 8]}
     stream = {"stack": "h", "features": 16, "sigma_median": 0.5, "sigma_max": 2.0, "inconclusive": ""}
     blocks = [
         stream | {"index": -1, "path": "input of h.0", "sigma_min": 0.1, "readable": True},

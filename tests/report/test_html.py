@@ -242,11 +242,13 @@ def test_plots_stand_by_themselves_and_say_in_words_what_they_show():
     assert {svg.get("role") for svg in drawn.values()} == {"img"}
     assert {title: svg.findtext("{*}desc") for title, svg in drawn.items()} == {
         "Bottom of the spectrum of ln_f": "σ measured, smallest first: 2.1e-08, 0.251, 0.332, 0.447; 1 of them dead. "
-        "predicted of γ for a whitened input: 0, 0.3, 0.4, 0.5. σ along v: 2e-08. noise floor along v: 1e-08.",
+        "dead at or below 8e-08. predicted of γ for a whitened input: 0, 0.3, 0.4, 0.5. σ along v: 2e-08. "
+        "one rounding along v: 1e-08.",
+        "|γ| profile of ln_f": "|γ| from 4.8e-33 to 1.25 in 16 coordinates; dead: 3, 8.",
         "σ_min of the residual stream, block by block": "σ_min at 3 places of the residual stream; "
         "smallest 1e-09 after h.1; 1 below the noise floor; 0 not measured.",
         "Scales |γ| of every norm": "|γ| of 2 norms; smallest 4.8e-33 in ln_f; largest 1.25 in h.0.ln_1; "
-        "1 norm with dead coordinates.",
+        "1 norm with dead coordinates; ln_f: dead: 3, 8.",
         "Trained against a random twin": "Variance along the kernel of 1 norm over the largest variance of any direction; "
         "training lowered it by 1.31 to 1.31 orders of ten.",
     }
@@ -279,7 +281,10 @@ def test_a_logarithmic_axis_holds_all_values_in_order_with_labels_in_between(val
     assert 2 <= len(ticks) <= 9
     for place, label in ticks:
         superscripts = label.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
-        value = float(label) if label == superscripts else 10.0 ** int(superscripts[2:])
+        digit, power = (
+            re.fullmatch(r"(?:(\d)·)?10(-?\d+)", superscripts).groups() if label != superscripts else (label, 0)
+        )
+        value = float(digit or 1) * 10.0 ** int(power)
         assert scale.at(value) == pytest.approx(place)
         assert 10 <= place <= 110
 
@@ -287,4 +292,129 @@ def test_a_logarithmic_axis_holds_all_values_in_order_with_labels_in_between(val
 def test_a_spectrum_has_no_single_noise_floor_where_the_kernel_has_several_directions():
     one = entry()
     one["norms"][1]["alignment_bottom"] = None
-    assert "noise floor" not in pictures(one)["Bottom of the spectrum of ln_f"].findtext("{*}desc")
+    assert "one rounding" not in pictures(one)["Bottom of the spectrum of ln_f"].findtext("{*}desc")
+
+
+def marks(svg, class_):
+    """The elements of a class in a plot itself, outside of its legend."""
+    return [node for node in svg if node.get("class") == class_]
+
+
+def legend_of(svg):
+    """Meaning → class of its mark."""
+    parts = list(svg)
+    return {parts[place + 1].text: node[0].get("class") for place, node in enumerate(parts) if node.tag.endswith("}g")}
+
+
+def test_a_spectrum_shows_up_to_where_it_is_dead():
+    svg = pictures(entry())["Bottom of the spectrum of ln_f"]
+    (band,) = marks(svg, "dd-dead")
+    edge = float(band.get("x")) + float(band.get("width"))
+    places = [float(node.get("cx")) for node in marks(svg, "dd-a")]
+    assert places[0] < edge < places[1]
+    assert band.get("y") == str(40 - 13.5)
+    (floor,) = marks(svg, "dd-floor")
+    assert float(floor.get("x1")) < places[0]  # above one rounding, and dead all the same
+    assert not marks(svg, "dd-solver")
+
+
+def test_a_spectrum_says_what_is_no_more_than_the_solver_s_own_rounding():
+    one = entry()
+    one["norms"][1]["bottom_singular_values"][0] = 1.26e-16
+    svg = pictures(one)["Bottom of the spectrum of ln_f"]
+    assert "at or below 1.78e-15 a measured σ is the solver’s round-off" in svg.findtext("{*}desc")
+    (line,) = marks(svg, "dd-solver")
+    below, *above = (float(node.get("cx")) for node in marks(svg, "dd-a")[:4])
+    assert below < float(line.get("x1")) < min(above)
+
+
+def test_a_profile_marks_and_names_the_dead_coordinates():
+    svg = pictures(entry())["|γ| profile of ln_f"]
+    assert len(marks(svg, "dd-bad")) == 2
+    assert len(marks(svg, "dd-a")) == 3
+    assert [node.text for node in marks(svg, "dd-badtext")] == ["dead: 3, 8"]
+    one = entry()
+    one["norms"][1] |= {"gamma_nonfinite": 1, "dead_coordinate_count": None, "predicted_dead_coordinates": None}
+    svg = pictures(one)["|γ| profile of ln_f"]
+    assert svg.findtext("{*}desc").endswith("in 15 coordinates; whether any is dead is not known.")
+    assert legend_of(svg)["1 not finite, left out"] == "dd-bad"
+
+
+def test_a_norm_whose_scale_is_not_finite_or_not_in_the_files_does_not_look_normal():
+    one = entry()
+    one["norms"] += [
+        one["norms"][0] | {"path": "h.1.ln_1", "gamma_nonfinite": 2},
+        one["norms"][0] | {"path": "h.1.ln_2", "gamma_source": "missing", "gamma_min": None, "gamma_max": None},
+    ]
+    svg = pictures(one)["Scales |γ| of every norm"]
+    assert [node.findtext("{*}title") for node in marks(svg, "dd-bad")] == [
+        "ln_f: dead: 3, 8",
+        "h.1.ln_1: 2 not finite",
+        "h.1.ln_2: not in the files",
+    ]
+    assert {"dead coordinates", "not finite", "not in the files"} < set(legend_of(svg))
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(3, "dead: 1, 2, 3"), (4, "dead: 1, 2, 3, 4"), (9, "dead: 1, 2, 3, 4 and 5 more")]
+)
+def test_of_many_dead_coordinates_the_first_are_named(count, words):
+    one = entry()
+    one["norms"][1] |= {"dead_coordinate_count": count, "predicted_dead_coordinates": list(range(1, count + 1))}
+    assert [node.text for node in marks(pictures(one)["Scales |γ| of every norm"], "dd-badtext")] == [words]
+
+
+def test_trained_lies_below_its_twin_by_the_depth():
+    svg = pictures(entry())["Trained against a random twin"]
+    assert legend_of(svg) == {"trained": "dd-a", "random twin": "dd-b"}
+    (trained,), (twin,) = marks(svg, "dd-a"), marks(svg, "dd-b")
+    assert float(trained.get("cy")) > float(twin.get("cy"))  # y grows downwards
+    assert trained.findtext("{*}title") == "ln_f: trained 1e-16, twin 2.03e-15, depth 1.31"
+
+
+def captions(*models):
+    return {text_of(next(node.iter("strong"))): text_of(node) for node in page_of(*models).iter("figcaption")}
+
+
+def test_captions_say_what_is_drawn_of_this_kind_and_no_more():
+    said = captions(entry())
+    assert "beside what γ alone predicts" in said["Bottom of the spectrum of ln_f"]
+    assert "The kernel of a LayerNorm" in said["Scales |γ| of the norms"]
+    assert "RMSNorm" not in " ".join(said.values())
+    one = entry()
+    for norm in one["norms"]:
+        norm |= {"kind": "rmsnorm", "predicted_bottom": None}
+    one["norms"][1] |= {"bottom_thresholds": []}
+    said = captions(one)
+    assert said["Bottom of the spectrum of ln_f"] == "Bottom of the spectrum of ln_f. σ measured."
+    assert "LayerNorm" not in " ".join(said.values())
+    assert "kernel," not in said["Trained against a random twin"]
+    one["norms"][1] |= {"predicted_bottom": [0.0, 0.3], "bottom_singular_values": None}
+    assert captions(one)["Bottom of the spectrum of ln_f"].endswith("σ: what γ alone predicts for a whitened input.")
+
+
+def test_the_header_counts_and_links_all_that_is_wrong():
+    raised = entry("raised")
+    raised["checks"]["failed"] = 1
+    root = page_of(entry(findings=[finding(severity="warning")]), broken_entry(), broken_entry(), entry(run=2), raised)
+    links = [(text_of(node), node.get("href")) for node in by_class(root, "counts")[0]]
+    assert links == [
+        ("2 audits ended in an error", "#not-audited"),
+        ("1 audit with failures that left no finding", "#raised"),
+        ("1 audit incomplete", "#incomplete"),
+        ("1 warning", "#warning"),
+    ]
+    assert len(by_class(by_id(root, "not-audited"), "group")) == 2
+
+
+def test_a_number_does_not_break_at_its_minus():
+    page = render([entry(findings=[finding(message="|γ| down to 4.8e-33 in 2e-05")])], [RULE])
+    assert '<span class="number">4.8e-33</span> in <span class="number">2e-05</span>' in page
+
+
+def test_what_is_empty_stands_where_its_column_does():
+    one = entry()
+    one["blocks"][2]["pinpoint_site"] = "h.1.ln_1"
+    table = by_class(page_of(one), "sortable")[1]
+    head, *rows = ([cell.get("class") for cell in line] for line in table.iter("tr"))
+    assert all(line[1:] == head[1:] for line in rows)
