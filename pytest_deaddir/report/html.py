@@ -52,6 +52,9 @@ _TROUBLES = {
 #: Findings of one rule that are shown at once; a click shows the others.
 _AT_ONCE = 6
 
+#: Rows of a table above which it is laid out only when it comes near.
+_LONG = 50
+
 #: Columns that stand first in a table, before all the numbers that a phone has room for. The others are shown where a
 #: reader asks for them, and not in print.
 _ESSENTIAL = {
@@ -423,7 +426,7 @@ def _table(subject: _Model, name: str, heading: str) -> Markup | None:
         "div",
         element("div", element("h3", heading), toggle, class_="heading"),
         _scrolling(f"{name} of {clipped(subject.name, 48)}", _sortable(head, lines, f"first-{len(first)}")),
-        class_="table",
+        class_="table long" if len(rows) > _LONG else "table",
     )
 
 

@@ -423,8 +423,8 @@ def scales(name: str, norms: Sequence[Row]) -> Markup | None:
             mark, word = fault
             y = low if mark is _ring else middle
             body.append(mark(x, y, f"{norm['path']}: {word}"))
-            if room:
-                body.append(_beside(word, x, y))
+            if room:  # above those in the middle of a bar, where the bars beside them are lower
+                body.append(_beside(word, x, y) if mark is _ring else _beside(word, x, y - 14, by=-8))
     body += _numbers(range(1, len(norms) + 1), places, "norm, in the table’s order")
     body += _legend(
         (element("path", class_="dd-line", d="M0 -6V6M-4 0h8"), "|γ| least, median, most"),
