@@ -44,7 +44,7 @@ _GRAVITY = {"passed": "ok", "passed with warnings": "warning"}
 #: The anchor of what makes an audit no pass without a finding, and what is said of such audits after their number.
 _TROUBLES = {
     "not-audited": "ended in an error",
-    "raised": "with failures that left no finding",
+    "unexplained": "with failures that left no finding",
     "incomplete": "incomplete",
     "unjudged": "with nothing judged",
 }
@@ -220,9 +220,10 @@ def _troubles(subject: _Model) -> Iterator[tuple[str, str, Markup | None]]:
         lines = "\n".join(map(text, subject.entry["error"].splitlines()))
         yield "not-audited", "The audit ended in an error", element("pre", Markup(lines))
         return
-    if (raised := checks.get("failed", 0) - len(codes)) > 0:
-        what = f"{counted(raised, 'check')} failed and left no finding"
-        yield "raised", what, element("p", "A rule in Python raised: the output of the run says where.")
+    if (bare := checks.get("failed", 0) - len(codes)) > 0:
+        what = f"{counted(bare, 'check')} failed and left no finding"
+        why = "A rule in Python raised, or what deaddir.toml accepts is out of date: the output of the run says which."
+        yield "unexplained", what, element("p", why)
     if incomplete(subject.entry):
         missing = checks["planned"] - checks["run"] - checks["skipped"]
         what = f"{missing} of {counted(checks['planned'], 'check')} never reported"

@@ -400,7 +400,7 @@ def test_the_header_counts_and_links_all_that_is_wrong():
     links = [(text_of(node), node.get("href")) for node in by_class(root, "counts")[0]]
     assert links == [
         ("2 audits ended in an error", "#not-audited"),
-        ("1 audit with failures that left no finding", "#raised"),
+        ("1 audit with failures that left no finding", "#unexplained"),
         ("1 audit incomplete", "#incomplete"),
         ("1 warning", "#warning"),
     ]
