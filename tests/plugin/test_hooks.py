@@ -141,7 +141,9 @@ def test_a_hook_that_fails_on_a_finding_costs_no_finding(audit, checkpoint, pyte
     result = audit("--deaddir-report=out.json")
     assert result.ret == 1
     assert report_of("out.json")[0]["findings"][0]["code"] == "DD001"
-    result.stdout.fnmatch_lines(["DD001 error*", "pytest_deaddir_finding failed: Traceback*", "KeyError: 'nobody home'"])
+    result.stdout.fnmatch_lines(
+        ["DD001 error*", "pytest_deaddir_finding failed: Traceback*", "KeyError: 'nobody home'"]
+    )
 
 
 def test_formats_that_are_no_mapping_are_a_usage_error(audit, checkpoint, pytester):
