@@ -118,18 +118,19 @@ def update_files(results: Sequence[tuple[Subject, Entry, set[str]]]) -> Iterator
     """Write the baselines that are to be updated: for each file whether it was, and what to say of it.
 
     ``results``: the models of a run with their entries in its report and the codes of the rules that judged them. A file
-    is left as it is where a model's audit has an error or is incomplete, and where a finding is new.
+    is left as it is where a model's audit has an error or is incomplete, where a rule that was to judge it did not, and
+    where a finding is new.
     """
     from pytest_deaddir.report import write
     from pytest_deaddir.report.words import counted
 
-    files: dict[Path, list[tuple[Baseline, Entry, set[str]]]] = {}
+    files: dict[Path, list[tuple[Subject, Baseline, Entry, set[str]]]] = {}
     for subject, entry, judged in results:
         baseline = subject.plan.baseline
         if baseline is not None and baseline.file is not None and baseline.update is not None:
-            files.setdefault(baseline.file, []).append((baseline, entry, judged))
+            files.setdefault(baseline.file, []).append((subject, baseline, entry, judged))
     for file, models in files.items():
-        if refusals := [text for _, entry, _ in models for text in _refusals(entry)]:
+        if refusals := [text for model in models for text in _refusals(*model)]:
             yield False, f"baseline {file} left as it is: {'; '.join(refusals)}"
             continue
         entries = _merged(models)
@@ -142,30 +143,55 @@ def update_files(results: Sequence[tuple[Subject, Entry, set[str]]]) -> Iterator
         yield True, f"baseline written to {file}: {counted(len(entries), 'model')}, {counted(count, 'finding')}"
 
 
-def _refusals(entry: Entry) -> Iterator[str]:
-    """Why a model's audit is no baseline."""
-    from pytest_deaddir.report.words import incomplete, open_findings
+def _refusals(subject: Subject, baseline: Baseline, entry: Entry, judged: set[str]) -> Iterator[str]:
+    """Why a model's audit is no baseline. What no rule has judged would be in order from then on: the rules that compare
+    see a change once."""
+    from pytest_deaddir.report.words import incomplete
 
     name = entry["label"]
     if entry.get("error") or not entry["norms"]:
         yield f"{name} could not be audited"
     elif incomplete(entry):
         yield f"some checks of {name} never reported"
-    elif new := [f"{finding['code']} {finding['path']}" for finding in open_findings(entry)]:
-        more = f" and {len(new) - MOST_NAMED} more" if len(new) > MOST_NAMED else ""
+    elif broken := [rule["code"] for rule in entry.get("broken", ())]:
+        yield f"{name} could not be judged by {', '.join(broken)}, which raised an error"
+    elif not baseline.takes_all:
+        yield from _taken_in_only_when_told(subject, baseline, entry, judged)
+
+
+def _taken_in_only_when_told(subject: Subject, baseline: Baseline, entry: Entry, judged: set[str]) -> Iterator[str]:
+    from pytest_deaddir.report.words import open_findings
+
+    name, level = entry["label"], entry["model"]["level"]
+    if missing := [rule.code for rule in subject.expected if rule.code not in judged]:
         yield (
-            f"{name} has findings that it does not hold: {', '.join(new[:MOST_NAMED])}{more} "
-            "(--deaddir-baseline-update=all takes them in)"
+            f"{name} was not judged by {_first(missing)}: run all of its rules "
+            "(--deaddir-baseline-update=all takes it in as it is)"
+        )
+    if baseline.number is not None:
+        held = baseline.held[baseline.number].model["level"]
+        if LEVELS.index(held) > LEVELS.index(level):
+            yield (
+                f"{name} is held at level {held}, of which level {level} measures a part: use --deaddir-level={held} "
+                "(--deaddir-baseline-update=all takes it in as it is)"
+            )
+    if new := [f"{finding['code']} {finding['path']}" for finding in open_findings(entry)]:
+        yield (
+            f"{name} has findings that it does not hold: {_first(new)} (--deaddir-baseline-update=all takes them in)"
         )
 
 
-def _merged(models: Sequence[tuple[Baseline, Entry, set[str]]]) -> list[Entry]:
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+
+
+def _merged(models: Sequence[tuple[Subject, Baseline, Entry, set[str]]]) -> list[Entry]:
     """What the file is to hold: the models that it held, in their order, with these in their places or at the end.
 
     Findings of rules that did not judge this time stay. Those that came of the comparison go: it was with what is replaced.
     """
-    entries: list[Entry] = [audit.as_dict() for audit in models[0][0].held]
-    for baseline, entry, judged in models:
+    entries: list[Entry] = [audit.as_dict() for audit in models[0][1].held]
+    for _, baseline, entry, judged in models:
         place = slice(len(entries), None) if baseline.number is None else slice(baseline.number, baseline.number + 1)
         stay = [finding for old in entries[place] for finding in old["findings"] if finding["code"] not in judged]
         fresh = [finding | {"known": False} for finding in entry["findings"] if not is_comparison(finding)]

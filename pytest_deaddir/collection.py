@@ -144,6 +144,7 @@ class AuditItem(pytest.Item):
             origin=measurements.origin(self.parent.subject.plan),
             anchor=self.parent.anchor,
             error=error and (str(error) if isinstance(error, DeaddirError) else repr(error)),
+            broke=self._broke(),
         )
 
     def _findings(self) -> list[Row]:
@@ -151,6 +152,9 @@ class AuditItem(pytest.Item):
 
     def _passed_as(self) -> str:
         return "passed"
+
+    def _broke(self) -> str | None:
+        return None
 
     def _audit_once(self) -> dict[str, Any] | None:
         """The audit's tables with the first item of the subject that this process reports."""
@@ -224,6 +228,7 @@ class RuleItem(AuditItem):
         super().__init__(**kwargs)
         self.rule = rule
         self.verdict: Verdict | None = None
+        self.raised: Exception | None = None
         self.extra_keyword_matches.add(rule.name)
 
     def runtest(self) -> None:
@@ -232,7 +237,12 @@ class RuleItem(AuditItem):
 
         subject = self.parent.subject
         audit = self.audit()
-        verdict = evaluate(self.rule, audit, subject.rules.fail_on)
+        self.verdict = self.raised = None  # a plugin may run it again
+        try:
+            verdict = evaluate(self.rule, audit, subject.rules.fail_on)
+        except Exception as error:
+            self.raised = error
+            raise
         verdict = verdict.suppressing(subject.suppressions, date.today())
         if subject.plan.baseline is not None and subject.plan.baseline.takes_all:
             verdict = verdict.taking_all()
@@ -258,6 +268,11 @@ class RuleItem(AuditItem):
 
     def _findings(self) -> list[Row]:
         return self.verdict.findings if self.verdict else []
+
+    def _broke(self) -> str | None:
+        from pytest_deaddir.rules.python import broke
+
+        return None if self.raised is None else broke(self.rule, self.raised)
 
     def _passed_as(self) -> str:
         return self.verdict.outcome if self.verdict else "passed"

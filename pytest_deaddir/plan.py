@@ -58,12 +58,14 @@ class Plan:
 @dataclass(frozen=True)
 class RuleChoice:
     """The rules of a run. ``loaded``: all there are; ``chosen``: those to judge by; both with the severities asked for.
-    ``options``: what chose them, name and value, for another command line."""
+    ``options``: what chose them, name and value, for another command line; ``own``: those chosen where the command line
+    says nothing."""
 
     loaded: list[Rule]
     chosen: list[Rule]
     fail_on: str
     options: tuple[tuple[str, str], ...]
+    own: Sequence[Rule] = ()
 
     def at(self, level: Level, compared: bool) -> list[Rule]:
         """The chosen rules that an audit at ``level`` can answer. ``compared``: whether it has a baseline."""
@@ -93,11 +95,18 @@ class Subject:
     @property
     def applicable(self) -> list[Rule]:
         """The rules that it is judged by."""
+        return self.rules.at(self.plan.level, self._compared)
+
+    @property
+    def expected(self) -> list[Rule]:
+        """The rules that it is judged by where the command line leaves none out."""
+        return [rule for rule in self.rules.own if rule.applies_at(self.plan.level, self._compared)]
+
+    @property
+    def _compared(self) -> bool:
         compared = self.plan.baseline is not None and self.plan.baseline.compares
         earlier = None if self.plan.stored is None else self.plan.stored.audit
-        return self.rules.at(
-            self.plan.level, compared or (earlier is not None and earlier.model["baseline"] is not None)
-        )
+        return compared or (earlier is not None and earlier.model["baseline"] is not None)
 
     @property
     def unjudged(self) -> str | None:

@@ -32,6 +32,7 @@ class ModelResult:
     audit: dict[str, Any] | None = None
     origin: str | None = None
     outcomes: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)  # the code of a rule in Python that raised → what
     found: dict[str, list[Row]] = field(default_factory=dict)  # by check: one that runs again finds anew
     skips: dict[str, str] = field(default_factory=dict)
     error: str | None = None
@@ -60,7 +61,7 @@ class ModelResult:
     @property
     def judged(self) -> set[str]:
         """The codes of the rules that judged it: all that ran, but for rules in Python that raised."""
-        return {name for name, outcome in self.outcomes.items() if outcome != "failed" or self.found.get(name)}
+        return self.outcomes.keys() - self.broken.keys() - {DISCOVERY}
 
     @property
     def unreported(self) -> bool:
@@ -72,6 +73,8 @@ class ModelResult:
         audit = self.audit or {"model": {"spec": self.spec}, "norms": [], "blocks": []}
         findings = sorted(self.findings, key=lambda finding: (finding["code"], finding["path"]))
         entry = audit | {"findings": findings, "checks": self.checks}
+        if self.broken:
+            entry["broken"] = [{"code": code, "error": self.broken[code]} for code in sorted(self.broken)]
         return entry | ({"error": self.error} if self.error else {})
 
 
@@ -111,6 +114,8 @@ class Results:
         result.audit = message["audit"] or result.audit
         result.origin = message["origin"] or result.origin
         result.error = message["error"] or result.error
+        if message["broke"]:
+            result.broken[message["name"]] = message["broke"]
         result.anchor = message["anchor"]
         if report.skipped and isinstance(report.longrepr, tuple):
             result.skips[message["name"]] = report.longrepr[2].removeprefix("Skipped: ")

@@ -86,7 +86,9 @@ def choose_rules(config: pytest.Config, given: Given) -> RuleChoice:
     chosen = select(rules, words["select"], words["extend-select"], words["ignore"])
     if not chosen:
         before.append(f"{given.value('select').name} and {given.value('ignore').name} leave no rule to judge by")
-    return RuleChoice(rules, chosen, fail_on, tuple(options))
+    files = Given(given.layers[1:], [])
+    own = select(rules, files.words("select"), files.words("extend-select"), files.words("ignore"))
+    return RuleChoice(rules, chosen, fail_on, tuple(options), own)
 
 
 def measuring(given: Given) -> dict[str, Any]:

@@ -105,6 +105,12 @@ def message_of(made: Rule, row: RowView) -> str | None:
     return said
 
 
+def broke(made: Rule, error: Exception) -> str:
+    """What a rule in Python raised: where and on which row."""
+    what = str(error) if isinstance(error, RuleError) else located(error, made.source)
+    return "\n".join([what, *getattr(error, "__notes__", ())])
+
+
 def located(error: BaseException, file: str | None = None) -> str:
     """An error of somebody's code as ``file:line: what``; with ``file``, the last of that file's lines that led to it."""
     what = f"{type(error).__name__}: {error}"

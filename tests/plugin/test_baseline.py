@@ -322,7 +322,7 @@ def test_other_models_of_the_file_and_rules_that_did_not_judge_stay(audit, check
     checkpoint("a", tiny="transformer.ln_f")
     checkpoint("b", nan="transformer.ln_f")
     audit("--deaddir-report=base.json", models=["a", "b"])
-    assert audit(BASE, UPDATE, "--deaddir-ignore=DD001", models=["b"]).ret == 0
+    assert audit(BASE, f"{UPDATE}=all", "--deaddir-ignore=DD001", models=["b"]).ret == 0
     assert audit(BASE, UPDATE, models=["./a"]).ret == 0
     held = report_of("base.json")
     assert [model["model"]["spec"] for model in held] == ["./a", "b"]
@@ -330,6 +330,61 @@ def test_other_models_of_the_file_and_rules_that_did_not_judge_stay(audit, check
     checkpoint("c")
     assert audit(BASE, UPDATE, models=["c"]).ret == 0
     assert [model["model"]["spec"] for model in report_of("base.json")] == ["./a", "b", "c"]
+
+
+PARTIAL = [
+    ["--deaddir-select=DD001"],
+    ["--deaddir-ignore=DD604"],
+    ["-k", "not DD604"],
+    ["-k", "only:DD001"],
+    ["-k", "discovery"],
+    ["--deselect=m::DD604"],
+]
+
+
+@pytest.mark.parametrize("partial", PARTIAL, ids=" ".join)
+def test_what_some_rules_never_judged_is_not_taken_in(audit, written, pytester, partial):
+    before = (pytester.path / "base.json").read_bytes()
+    edit(written, kill(2, 5, 9))
+    result = audit(BASE, UPDATE, *partial)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["baseline * left as it is: *m was not judged by *: run all of its rules*=all takes it in as it is)*"]
+    )
+    assert (pytester.path / "base.json").read_bytes() == before
+    assert audit(BASE, f"{UPDATE}=all", *partial).ret == 0
+
+
+def test_rules_that_never_ran_are_named(audit, written):
+    result = audit(BASE, UPDATE, "-k", "not DD604")
+    result.stdout.fnmatch_lines(["*left as it is: m was not judged by DD604: *"])
+    result = audit(BASE, UPDATE, "-k", "discovery")
+    result.stdout.fnmatch_lines(["*m was not judged by DD001, DD002, DD003, DD004, DD005 and * more: *"])
+
+
+def test_rules_that_a_repository_left_out_for_good_are_not_missed(audit, written, pytester):
+    pytester.makeini("[pytest]\ndeaddir_ignore = DD6,DD002\n")
+    assert audit(BASE, UPDATE).ret == 0
+    pytester.makeini("[pytest]\n")
+    (pytester.path / "deaddir.toml").write_text(
+        'level = "read"\nbaseline = "base.json"\nselect = ["DD0"]\n[models.first]\npath = "m"\nignore = ["DD005"]\n'
+    )
+    result = pytester.runpytest_inprocess("deaddir.toml", UPDATE)
+    assert result.ret == 0, text_of(result)
+    result = pytester.runpytest_inprocess("deaddir.toml", UPDATE, "-k", "not DD001")
+    result.stdout.fnmatch_lines(["*left as it is: *first was not judged by DD001: *"])
+    result = pytester.runpytest_inprocess("deaddir.toml", UPDATE, "--deaddir-select=DD001,DD002")
+    result.stdout.fnmatch_lines(["*left as it is: *first was not judged by DD003, DD004, *"])
+
+
+def test_an_update_that_looks_less_far_is_refused(audit, with_torch, pytester):
+    audit("--deaddir-report=base.json", models=[GPT2], level="forward")
+    result = audit(BASE, UPDATE, models=[EXAMPLE])
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["*left as it is: * is held at level forward, of which level read measures a part*=all*"]
+    )
+    assert audit(BASE, f"{UPDATE}=all", models=[EXAMPLE]).ret == 0
 
 
 def test_what_a_rule_found_stays_where_it_breaks(audit, checkpoint, pytester):
@@ -346,7 +401,12 @@ def test_what_a_rule_found_stays_where_it_breaks(audit, checkpoint, pytester):
     file.write_text(textwrap.dedent(rule.format(body='return "wide"')))
     audit("--deaddir-rules=acme.py", BASE, f"{UPDATE}=all")
     file.write_text(textwrap.dedent(rule.format(body="raise ValueError")))
-    assert failed(audit("--deaddir-rules=acme.py", BASE, UPDATE)) == ["m::ACME001"]
+    for option in (UPDATE, f"{UPDATE}=all"):
+        result = audit("--deaddir-rules=acme.py", BASE, option)
+        assert failed(result) == ["m::ACME001"]
+        result.stdout.fnmatch_lines(
+            ["baseline * left as it is: m could not be judged by ACME001, which raised an error"]
+        )
     assert [f["code"] for f in report_of("base.json")[0]["findings"]] == ["ACME001"]
 
 
