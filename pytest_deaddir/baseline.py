@@ -25,11 +25,12 @@ MOST_NAMED = 5
 
 
 def baseline_of(
-    subject: Subject, given: Given, alone: bool, plan_of: Callable[[str, Path, Level], Plan]
+    subject: Subject | None, given: Given, alone: bool, plan_of: Callable[[str, Path, Level | None], Plan]
 ) -> Baseline | None:
     """What a model is compared with, None where nothing is; what is wrong is added to the problems of ``given``.
 
-    ``alone``: whether no other model is asked for. ``plan_of``: how another is audited that starts at a folder.
+    ``subject``: None for a model that cannot be audited. ``alone``: whether no other model is asked for. ``plan_of``: how
+    another is audited that starts at a folder.
     """
     text, base, where = given.value("baseline")
     update = given.layers[0].get("baseline-update")
@@ -49,16 +50,16 @@ def baseline_of(
         if text is not None and text.endswith(".json"):
             baseline = _of_a_file(text, base / text, update, subject, alone)
         elif text is not None:
-            plan = plan_of(text, base, subject.plan.level)
+            plan = plan_of(text, base, subject.plan.level if subject else None)
             written = str(plan.spec.path.resolve()) if plan.spec.path else text
-            baseline = Baseline(written, plan, subject.rules.chosen)
+            baseline = Baseline(written, plan, subject.rules.chosen if subject else ())
     except SpecError as error:
         problems.append(f"{where} {error}")
     given.problems += [problem for problem in problems if problem not in given.problems]
     return baseline
 
 
-def _of_a_file(text: str, file: Path, update: str | None, subject: Subject, alone: bool) -> Baseline:
+def _of_a_file(text: str, file: Path, update: str | None, subject: Subject | None, alone: bool) -> Baseline:
     """Raises SpecError for what cannot be read, holds no such model, or looked less far; fine where it is to be written."""
     from pytest_deaddir.report.reading import read_report
 
@@ -73,6 +74,8 @@ def _of_a_file(text: str, file: Path, update: str | None, subject: Subject, alon
         raise SpecError(f"{text}: no such file: --deaddir-baseline-update writes it") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: also no JSON, and no UTF-8
         raise SpecError(f"{text}: no baseline: {error}; a report of --deaddir-report=PATH.json is one") from None
+    if subject is None:
+        return baseline
     level = subject.plan.level
     number = _number_of(subject, held, alone)
     if update is None and number is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,13 +16,20 @@ import pytest
 from pytest_deaddir.errors import SpecError
 from pytest_deaddir.given import Given, table_layer
 from pytest_deaddir.options import DEVICES, DTYPES, SITES, SOLVERS, TP_PLANS
-from pytest_deaddir.plan import RuleChoice, Subject
+from pytest_deaddir.plan import Plan, RuleChoice, Subject
 from pytest_deaddir.rules.select import no_such_rule
 from pytest_deaddir.rules.suppress import Suppression
-from pytest_deaddir.rules.toml import line_of, read_document
+from pytest_deaddir.rules.toml import Keys, Lines, line_of, read_document
 from pytest_deaddir.rules.vocabulary import SEVERITIES, did_you_mean
-from pytest_deaddir.settings import choose_rules, measuring, plan_of, with_baseline
-from pytest_deaddir.tables import LEVELS
+from pytest_deaddir.settings import (
+    check_baseline,
+    choose_rules,
+    default_level,
+    measuring,
+    plan_of,
+    with_baseline,
+)
+from pytest_deaddir.tables import LEVELS, Level
 
 _WORDS = "a list of strings"
 _NUMBER = "a positive whole number"
@@ -54,8 +62,6 @@ _SUPPRESS = {"code": _TEXT, "model": _TEXT, "site": _TEXT, "reason": _TEXT, "exp
 #: What stands in an item's name must mean nothing to pytest, xdist or a shell.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-_Path = tuple[str | int, ...]
-
 
 class GateError(Exception):
     """What is wrong with a gate file: every problem, each with its line."""
@@ -63,22 +69,45 @@ class GateError(Exception):
 
 @dataclass(frozen=True)
 class _File:
-    """A gate file's content, where its keys stand, and what is wrong with it."""
+    """A gate file's content, where its keys stand, and what is wrong with it: texts that begin with their line."""
 
     path: Path
     document: dict[str, Any]
-    lines: dict[_Path, int]
-    found: list[tuple[int, str]]
+    lines: Lines
+    problems: list[str]
 
-    def wrong(self, path: _Path, problem: str) -> None:
-        self.found.append((line_of(path, self.lines), problem))
+    def wrong(self, keys: Keys, problem: str) -> None:
+        self.problems.append(f"{self.place(keys)}: {problem}")
 
-    def place(self, path: _Path) -> str:
-        return f"{self.path.name}:{line_of(path, self.lines)}"
+    def place(self, keys: Keys) -> str:
+        return f"{self.path.name}:{line_of(keys, self.lines)}"
 
-    def namer(self, table: _Path) -> Callable[[str], str]:
-        """How an option in a table is named in what is said of it."""
-        return lambda option: f"{self.place((*table, option))}: {option}"
+    def namer(self, table: Keys) -> Callable[..., str]:
+        """How an option in a table, or an entry of it, is named in what is said of it."""
+
+        def name(option: str, entry: str | int | None = None) -> str:
+            return f"{self.place((*table, option) if entry is None else (*table, option, entry))}: {option}"
+
+        return name
+
+    def check(self) -> None:
+        """Raises GateError where something is wrong; what is wrong in other files stands last."""
+        if self.problems:
+            raise GateError("\n".join(sorted(dict.fromkeys(self.problems), key=self._line)))
+
+    def _line(self, problem: str) -> float:
+        line = re.match(rf"{re.escape(self.path.name)}:(\d+): ", problem)
+        return int(line[1]) if line else math.inf
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model's table. ``subject``: None where something is wrong; ``own``: codes of the rules that the file has it judged
+    by, whatever the command line says."""
+
+    rules: RuleChoice
+    own: list[str]
+    subject: Subject | None
 
 
 def read_gate(path: Path, config: pytest.Config) -> list[Subject]:
@@ -90,16 +119,12 @@ def read_gate(path: Path, config: pytest.Config) -> list[Subject]:
     read = read_document(path, unread)
     if read is None:
         raise GateError("\n".join(unread))
-    file = _File(path, *read, found=[])
+    file = _File(path, *read, problems=[])
     _check_words(file)
-    if file.found:
-        raise _error(file, [])
-    problems: list[str] = []
-    subjects = list(_subjects(file, config, problems))
-    _check_suppressions(file, dict(subjects))
-    if file.found or problems:
-        raise _error(file, problems)
-    return [subject for _, subject in subjects if subject is not None]
+    models = dict(_models(file, config))
+    _check_suppressions(file, models)
+    file.check()
+    return [model.subject for model in models.values() if model.subject is not None]
 
 
 def named_paths(path: Path) -> list[Path]:
@@ -111,43 +136,45 @@ def named_paths(path: Path) -> list[Path]:
     return [path.parent / name for name in named if "\0" not in name]
 
 
-def _error(file: _File, problems: list[str]) -> GateError:
-    told = [f"{file.path.name}:{line}: {problem}" for line, problem in sorted(file.found)]
-    return GateError("\n".join(dict.fromkeys([*told, *problems])))
-
-
 def _check_words(file: _File) -> None:
-    """The closed vocabulary: keys, and the kinds of their values."""
+    """The closed vocabulary: keys, and the kinds of their values. Of a wrong kind is None from here on."""
     document = file.document
     _check_table(file, (), document, _TOP)
-    models, suppress = document.get("models", {}), document.get("suppress", [])
-    if _fits(models, _TOP["models"]):
-        if not models:
-            file.wrong(("models",), "no model: each needs a table [models.NAME] with a path")
-        for name, model in models.items():
-            where: _Path = ("models", name)
-            if not _NAME.fullmatch(name):
-                file.wrong(where, f"models: {name!r} cannot be a name: letters, digits, '.', '_' and '-' only")
-            _check_table(file, where, model, _MODEL, ["path"])
-    if _fits(suppress, _TOP["suppress"]):
-        for number, entry in enumerate(suppress):
-            _check_table(file, ("suppress", number), entry, _SUPPRESS, ["code", "reason"])
-            if isinstance(entry.get("reason"), str) and not entry["reason"].strip():
-                file.wrong(("suppress", number, "reason"), "suppress: the reason is empty")
+    if document.get("models", {}) == {}:
+        file.wrong(("models",), "no model: each needs a table [models.NAME] with a path")
+    for name, model in (document.get("models") or {}).items():
+        where: Keys = ("models", name)
+        if not _NAME.fullmatch(name):
+            file.wrong(where, f"models: {name!r} cannot be a name: letters, digits, '.', '_' and '-' only")
+        meant = {key: _meant(f"{name}.{key}", value) for key, value in model.items() if key not in _MODEL}
+        for key in [key for key, whole in meant.items() if whole]:
+            file.wrong((*where, key), f'models: a name with a dot is written in quotes: [models."{meant[key]}"]')
+            del model[key]
+        _check_table(file, where, model, _MODEL, [] if any(meant.values()) else ["path"])
+    for number, entry in enumerate(document.get("suppress") or ()):
+        _check_table(file, ("suppress", number), entry, _SUPPRESS, ["code", "reason"])
+        if entry.get("reason") is not None and not entry["reason"].strip():
+            file.wrong(("suppress", number, "reason"), "suppress: the reason is empty")
 
 
-def _check_table(
-    file: _File, where: _Path, table: Mapping[str, Any], words: Mapping[str, str], needed: Any = ()
-) -> None:
+def _meant(name: str, table: Any) -> str | None:
+    """The name of a model's table that TOML takes for one in another, since its dots stand without quotes."""
+    if not isinstance(table, dict) or "path" in table:
+        return name if isinstance(table, dict) else None
+    return next(filter(None, (_meant(f"{name}.{key}", inner) for key, inner in table.items())), None)
+
+
+def _check_table(file: _File, where: Keys, table: dict[str, Any], words: Mapping[str, str], needed: Any = ()) -> None:
     name = ".".join(str(part) for part in where if isinstance(part, str))
     prefix = f"{name}: " if name else ""
     for missing in [key for key in needed if key not in table]:
         file.wrong(where, f"{prefix}{missing} is missing")
-    for key, value in table.items():
+    for key, value in list(table.items()):
         if key not in words:
             file.wrong((*where, key), f"{prefix}unknown key {key}{did_you_mean(key, words)}")
         elif not _fits(value, words[key]):
             file.wrong((*where, key), f"{prefix}{key} must be {words[key]}, not {value!r}")
+            table[key] = None
 
 
 def _fits(value: Any, kind: str) -> bool:
@@ -166,43 +193,62 @@ def _fits(value: Any, kind: str) -> bool:
     return isinstance(value, dict) and all(isinstance(word, str) for word in value.values())
 
 
-def _subjects(file: _File, config: pytest.Config, problems: list[str]) -> Iterator[tuple[str, Subject | None]]:
-    """Name and subject of each model; None for one that something is wrong with."""
+def _models(file: _File, config: pytest.Config) -> Iterator[tuple[str, _Model]]:
+    """The models by name."""
     document, base = file.document, file.path.parent
     label = _node_id(file.path, config)
+    models = document.get("models") or {}
     choices: dict[str, RuleChoice] = {}  # a rule file is read once, and a Python one run once
-    for name, model in document.get("models", {}).items():
-        where: _Path = ("models", name)
-        path, revision = model["path"], model.get("revision")
+    for name, model in models.items():
+        where: Keys = ("models", name)
         between = [table_layer(model, base, file.namer(where)), table_layer(document, base, file.namer(()))]
-        own: list[str] = []
-        given = Given.of(config, own, between)
+        given = Given.of(config, file.problems, between)
         how = measuring(given)
         key = repr(
             [model.get(option) for option in ("rules", "select", "extend-select", "ignore", "severity", "fail-on")]
         )
-        if key not in choices:
+        if key not in choices or not choices[key].chosen:  # what is wrong stands in another line here
             choices[key] = choose_rules(config, given)
         rules = choices[key]
-        problems += own
-        try:
-            plan = plan_of(path, base, how)
-            if revision and plan.spec.form != "hub":
-                file.wrong(
-                    (*where, "revision"), f"models.{name}: {path} is no model on the hub, which a revision is of"
-                )
-            elif revision:
-                plan = plan_of(f"{path}@{revision}", base, how)
-        except SpecError as error:
-            file.wrong((*where, "path"), str(error))
-            yield name, None
+        plan = _plan(file, name, how)
+        compared = given.value("baseline").value is not None
+        own = [rule.code for rule in rules.own if rule.applies_at(_own_level(given, plan), compared)]
+        if plan is None:
+            check_baseline(given, how)
+            yield name, _Model(rules, own, None)
             continue
         suppressions = tuple(_suppressions(file, name))
         subject = Subject(f"{label}::{name}", plan, rules, suppressions, (file.path, line_of(where, file.lines)))
-        subject = with_baseline(subject, Given(given.layers, problems), how, len(document["models"]) == 1)
+        subject = with_baseline(subject, given, how, len(models) == 1)
         if subject.unjudged:
             file.wrong(where, f"models.{name}: {subject.unjudged}")
-        yield name, subject
+        yield name, _Model(rules, own, subject)
+
+
+def _plan(file: _File, name: str, how: Mapping[str, Any]) -> Plan | None:
+    """How a model is measured; None where its path or its revision names nothing."""
+    where: Keys = ("models", name)
+    path, revision = (file.document["models"][name].get(key) for key in ("path", "revision"))
+    if path is None:
+        return None
+    try:
+        plan = plan_of(path, file.path.parent, how)
+        if not revision:
+            return plan
+        if plan.spec.form == "hub":
+            return plan_of(f"{path}@{revision}", file.path.parent, how)
+        file.wrong((*where, "revision"), f"models.{name}: {path} is no model on the hub, which a revision is of")
+    except SpecError as error:
+        file.wrong((*where, "path"), str(error))
+    return None
+
+
+def _own_level(given: Given, plan: Plan | None) -> Level:
+    """The level that a model is audited at where the command line says nothing; the highest where none can be known."""
+    level: Level | None = Given(given.layers[1:], []).one_of("level", LEVELS)
+    if level is None and plan is not None:
+        level = default_level(plan.spec)
+    return level or "full"
 
 
 def _node_id(path: Path, config: pytest.Config) -> str:
@@ -212,8 +258,8 @@ def _node_id(path: Path, config: pytest.Config) -> str:
 
 
 def _suppressions(file: _File, model: str) -> Iterator[Suppression]:
-    for number, entry in enumerate(file.document.get("suppress", ())):
-        if entry.get("model", model) == model:
+    for number, entry in enumerate(file.document.get("suppress") or ()):
+        if entry.get("model", model) == model and entry.get("code") and entry.get("reason"):
             yield Suppression(
                 code=entry["code"],
                 reason=entry["reason"],
@@ -223,25 +269,24 @@ def _suppressions(file: _File, model: str) -> Iterator[Suppression]:
             )
 
 
-def _check_suppressions(file: _File, subjects: Mapping[str, Subject | None]) -> None:
-    """Each must be of a model of the file and of a rule that it is judged by: it could never be stale otherwise."""
-    for number, entry in enumerate(file.document.get("suppress", ())):
-        where: _Path = ("suppress", number)
-        if "model" not in entry and len(subjects) > 1:
-            file.wrong(where, f"suppress: say of which model: model = one of {', '.join(subjects)}")
+def _check_suppressions(file: _File, models: Mapping[str, _Model]) -> None:
+    """Each must be of a model of the file and of a rule that the file has it judged by: it could never be stale otherwise."""
+    for number, entry in enumerate(file.document.get("suppress") or ()):
+        where: Keys = ("suppress", number)
+        name, code = entry.get("model", next(iter(models), None)), entry.get("code")
+        if "model" not in entry and len(models) > 1:
+            file.wrong(where, f"suppress: say of which model: model = one of {', '.join(models)}")
+            name = None
+        elif name is not None and name not in models:
+            file.wrong((*where, "model"), f"suppress: the file has no model {name!r}{did_you_mean(name, models)}")
+        meant = [models[name]] if name in models else list(models.values())
+        loaded = [rule for model in meant for rule in model.rules.loaded]
+        if code is None or not loaded:
             continue
-        if "model" in entry and entry["model"] not in subjects:
-            hint = did_you_mean(entry["model"], subjects)
-            file.wrong((*where, "model"), f"suppress: the file has no model {entry['model']!r}{hint}")
-            continue
-        subject = subjects[entry.get("model", next(iter(subjects)))]
-        if subject is None or not subject.rules.loaded:
-            continue
-        if unknown := no_such_rule(entry["code"], subject.rules.loaded, whole=True):
+        if unknown := no_such_rule(code, loaded, whole=True):
             file.wrong((*where, "code"), f"suppress: {unknown}")
-        elif entry["code"] not in [rule.code for rule in subject.applicable]:
-            name = subject.label.rpartition("::")[2]
-            file.wrong((*where, "code"), f"suppress: {entry['code']} is not among the rules that {name} is judged by")
+        elif name in models and models[name].own and code not in models[name].own:
+            file.wrong((*where, "code"), f"suppress: {code} is not among the rules that {name} is judged by")
 
 
 def gate_schema_text() -> str:

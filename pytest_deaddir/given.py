@@ -21,11 +21,11 @@ class Value(NamedTuple):
 @dataclass(frozen=True)
 class Layer:
     """One place where options are given. ``get``: the value by the option's name without the prefix, None where it gives
-    none; ``name``: how that place writes the option, for people."""
+    none; ``name``: how that place writes the option, or one entry of its value by the entry's number, for people."""
 
     get: Callable[[str], Any]
     base: Path
-    name: Callable[[str], str]
+    name: Callable[..., str]
 
 
 class Given:
@@ -92,34 +92,48 @@ class Given:
         given, base, _ = self.value(name)
         return {path: base / path for path in given or ()}
 
-    def all_paths(self, name: str) -> dict[str, Path]:
-        """The same of several layers: what tables of deaddir.toml give is added to the command line's, else the ini-file's."""
+    def all_paths(self, name: str) -> dict[str, Value]:
+        """The same of every place that gives some: a table of deaddir.toml adds to the others."""
         *tables, ini = self.layers[1:]
         outer = self.layers[0] if self.layers[0].get(name) is not None else ini
-        return {path: layer.base / path for layer in (*reversed(tables), outer) for path in layer.get(name) or ()}
+        return {
+            path: Value(layer.base / path, layer.base, layer.name(name, number))
+            for layer in (*reversed(tables), outer)
+            for number, path in enumerate(layer.get(name) or ())
+        }
 
-    def words(self, name: str) -> list[str]:
-        """What stands between commas, of all times that an option was given."""
-        given, _, where = self.value(name)
-        words = [word.strip() for text in given or () for word in text.split(",")]
-        if given is not None and not all(words):
-            self.problems.append(f"{where} {','.join(given)}: a code is missing")
-        return [word for word in words if word]
+    def words(self, name: str) -> dict[str, str]:
+        """What stands between commas, of all times that an option was given, and for each how its place is named."""
+        words: dict[str, str] = {}
+        given = [(layer, layer.get(name)) for layer in self.layers if layer.get(name) is not None]
+        for layer, number, text in [(layer, *entry) for layer, texts in given[:1] for entry in enumerate(texts)]:
+            where = layer.name(name, number)
+            for word in map(str.strip, text.split(",")):
+                if word:
+                    words.setdefault(word, where)
+                else:
+                    self.problems.append(f"{where} {text}: a code is missing")
+        return words
 
 
-def table_layer(table: Mapping[str, Any], base: Path, name: Callable[[str], str]) -> Layer:
-    """A table of a TOML document as a place where options are given."""
+def table_layer(table: Mapping[str, Any], base: Path, name: Callable[..., str]) -> Layer:
+    """A table of a TOML document as a place where options are given. ``name``: how a key in it is named, or what stands
+    under a key of its value."""
 
     def get(option: str) -> Any:
         value = table.get(option)
         return [f"{code}={severity}" for code, severity in value.items()] if isinstance(value, dict) else value
 
-    return Layer(get, base, name)
+    def entry(option: str, number: int | None = None) -> str:
+        value = table.get(option)
+        return name(option, list(value)[number] if isinstance(value, dict) and number is not None else number)
+
+    return Layer(get, base, entry)
 
 
 def _dest(name: str) -> str:
     return f"deaddir_{name.replace('-', '_')}"
 
 
-def _flag(name: str) -> str:
+def _flag(name: str, number: int | None = None) -> str:
     return f"--deaddir-{name}"

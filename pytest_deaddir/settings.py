@@ -56,19 +56,20 @@ def choose_rules(config: pytest.Config, given: Given) -> RuleChoice:
         lambda: config.hook.pytest_deaddir_register_rules(config=config),
     )
     words = {name: given.words(name) for name in ("select", "extend-select", "ignore", "severity")}
-    options = [("rules", str(path)) for path in paths.values()]
+    options = [("rules", str(path.value)) for path in paths.values()]
     options += [(name, ",".join(entries)) for name, entries in words.items() if entries]
     options += [("fail-on", fail_on)] if fail_on != "error" else []
     try:
-        named = [Source(written, path) for written, path in paths.items()]
+        named = [Source(written, path.value) for written, path in paths.items()]
         rules = load_rules([shipped_rules(), *named, *entry_points(), hooked])
     except RuleError as error:
-        before += [*problems, *error.args]
+        wheres = {str(path.value): path.name for path in paths.values()}
+        files = [(problem, wheres.get(problem.partition(": ")[0])) for problem in error.args]
+        before += [*problems, *(f"{where} {problem}" if where else problem for problem, where in files)]
         return RuleChoice([], [], fail_on, ())
 
     severities: dict[str, str] = {}
-    where = given.value("severity").name
-    for word in words.pop("severity"):
+    for word, where in words.pop("severity").items():
         entry, _, severity = word.partition("=")
         if unknown := no_such_rule(entry, rules):
             problems.append(f"{where} {unknown}")
@@ -76,18 +77,18 @@ def choose_rules(config: pytest.Config, given: Given) -> RuleChoice:
             hint = did_you_mean(severity, SEVERITIES)
             problems.append(f"{where} {word}: write {entry}=SEVERITY, one of {', '.join(SEVERITIES)}{hint}")
         severities[entry] = severity
-    for name, entries in words.items():
-        missing = filter(None, (no_such_rule(entry, rules) for entry in entries))
-        problems += [f"{given.value(name).name} {problem}" for problem in missing]
+    for entries in words.values():
+        missing = ((where, no_such_rule(entry, rules)) for entry, where in entries.items())
+        problems += [f"{where} {problem}" for where, problem in missing if problem]
     if problems:
         before += problems
         return RuleChoice(rules, [], fail_on, ())
     rules = with_severities(rules, severities)
-    chosen = select(rules, words["select"], words["extend-select"], words["ignore"])
+    chosen = select(rules, *words.values())
     if not chosen:
         before.append(f"{given.value('select').name} and {given.value('ignore').name} leave no rule to judge by")
-    files = Given(given.layers[1:], [])
-    own = select(rules, files.words("select"), files.words("extend-select"), files.words("ignore"))
+    written = Given(given.layers[1:], [])
+    own = select(rules, *(written.words(name) for name in words))
     return RuleChoice(rules, chosen, fail_on, tuple(options), own)
 
 
@@ -123,10 +124,15 @@ def plan_of(text: str, base: Path, how: Mapping[str, Any]) -> Plan:
     from pytest_deaddir.source.spec import parse_spec
 
     spec = parse_spec(text, base)
-    level: Level = how["level"] or ("read" if spec.highest_level == "read" else "forward")
+    level: Level = how["level"] or default_level(spec)
     check_level(spec, level)
     check_placing(spec, level, how["device"], how["max_memory"], how["tp_plan"])
     return Plan(spec, **{**how, "level": level})
+
+
+def default_level(spec: Spec) -> Level:
+    """The level that a subject is audited at where none is asked for."""
+    return "read" if spec.highest_level == "read" else "forward"
 
 
 def naming_layer(given: Given) -> Given:
@@ -170,6 +176,11 @@ def with_baseline(subject: Subject, given: Given, how: Mapping[str, Any], alone:
         subject, given, alone, lambda text, base, level: plan_of(text, base, {**how, "level": level})
     )
     return replace(subject, plan=replace(subject.plan, baseline=baseline))
+
+
+def check_baseline(given: Given, how: Mapping[str, Any]) -> None:
+    """The same where no subject can be made: what is wrong with its baseline is added to the problems all the same."""
+    baseline_of(None, given, False, lambda text, base, _: plan_of(text, base, how))
 
 
 def read_settings(config: pytest.Config) -> Settings:

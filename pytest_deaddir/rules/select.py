@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pytest_deaddir.rules.definition import Rule
 from pytest_deaddir.rules.vocabulary import did_you_mean
 
 
-def select(rules: Sequence[Rule], wanted: Sequence[str], more: Sequence[str], ignored: Sequence[str]) -> list[Rule]:
+def select(
+    rules: Sequence[Rule], wanted: Collection[str], more: Collection[str], ignored: Collection[str]
+) -> list[Rule]:
     """The rules that are on. ``wanted``: the codes or prefixes to judge by, all rules where it is empty; ``more``: besides
     these; ``ignored``: not these. The longest entry that fits a rule decides; of two alike, ``ignored``."""
     on = [*(wanted or [""]), *more]
@@ -37,6 +39,10 @@ def no_such_rule(entry: str, rules: Sequence[Rule], whole: bool = False) -> str 
     named = {rule.name: rule.code for rule in rules}
     if entry in named:
         return f"{entry}: rules go by their code here, {named[entry]}"
-    hint = did_you_mean(entry.upper(), codes) or did_you_mean(entry.lower(), named)
+    upper = entry.upper()
+    if upper != entry and no_such_rule(upper, rules, whole) is None:
+        hint = f", did you mean {upper}?"
+    else:  # one letter of five is another, or two have changed places; what is less alike is meant by nobody
+        hint = did_you_mean(upper, codes, 0.7) or did_you_mean(entry.lower(), named)
     what = "no rule has this code" + ("" if whole else ", nor one that begins so")
     return f"{entry}: {what}{hint or '; --deaddir-list-rules shows them all'}"

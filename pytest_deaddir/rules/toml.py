@@ -13,14 +13,18 @@ from pytest_deaddir.rules.vocabulary import TEXTS, problems
 #: Bytes. A rule file may come with a stranger's checkpoint; the longest shipped one has a few thousand.
 LARGEST = 256 * 1024
 
-#: The path of a key in a document → the line that it stands in, from 1.
-Lines = dict[tuple[str | int, ...], int]
+#: The keys that lead to something in a document, and the numbers of entries in lists.
+Keys = tuple[str | int, ...]
 
-_WORD = r"""(?:[\w-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
-_DOTTED = rf"{_WORD}(?:\s*\.\s*{_WORD})*"
-_HEADER = re.compile(rf"\s*(\[\[?)\s*({_DOTTED})\s*\]\]?\s*(#.*)?$")
-_KEY = re.compile(rf"\s*({_DOTTED})\s*=")
-_INLINE_KEY = re.compile(rf"[{{,]\s*({_DOTTED})\s*=")
+#: The path of a key in a document → the line that it stands in, from 1.
+Lines = dict[Keys, int]
+
+#: What a TOML document is made of: strings of four kinds, comments, line ends, marks, and all else without a space in it.
+_TOKEN = re.compile(
+    r"""\"{3}(?:\\.|[^\\])*?"{3,5} | '{3}.*?'{3,5} | "(?:\\.|[^"\\\n])*" | '[^'\n]*'"""
+    r"""| \#[^\n]* | \n | [][{},=] | [^][{},=\s"'\#]+""",
+    re.DOTALL | re.VERBOSE,
+)
 _AT_LINE = re.compile(r"\(at line (\d+), column \d+\)")
 
 
@@ -86,33 +90,63 @@ def _rule(document: dict[str, Any], file: Path, lines: Lines) -> Rule:
 
 
 def key_lines(text: str) -> Lines:
-    """Where each key of a TOML document stands: its path → its line, from 1. tomllib does not tell.
-
-    A scan by line, good enough to point at: the keys of inline tables are found one level deep and deeper ones in the
-    order in which they come; what stands in a multi-line string is no key.
-    """
+    """Where the keys of a TOML document and the entries of its lists stand: path → line, from 1. tomllib does not tell."""
     lines: Lines = {}
-    table: tuple[str | int, ...] = ()
-    counts: dict[str, int] = {}
-    quote = ""
-    for number, line in enumerate(text.split("\n"), 1):
-        if not quote:
-            if header := _HEADER.match(line):
-                table = _names(header[2])
-                if header[1] == "[[":
-                    counts[header[2]] = counts.get(header[2], -1) + 1
-                    table = (*table, counts[header[2]])
-                for length in range(1, len(table) + 1):  # [models.a] makes the table models as well
-                    lines.setdefault(table[:length], number)
-            elif key := _KEY.match(line):
-                path = (*table, *_names(key[1]))
-                lines.setdefault(path, number)
-                for inner in _INLINE_KEY.findall(line[key.end() :]):
-                    lines.setdefault((*path, *_names(inner)), number)
-        for mark in ('"""', "'''"):
-            if quote in ("", mark) and line.count(mark) % 2:
-                quote = "" if quote else mark
+
+    def stands(path: Keys) -> Keys:
+        for length in range(1, len(path) + 1):  # [models.a] makes the table models as well
+            lines.setdefault(path[:length], line)
+        return path
+
+    table: Keys = ()
+    counts: dict[Keys, int] = {}  # of [[tables]]
+    nested: list[tuple[Keys, int | None]] = []  # what is open, and in a list the number of its entry
+    path: Keys = ()  # of the value that comes
+    key, brackets, in_key, line, last = "", 0, True, 1, 0
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        line, last = line + text.count("\n", last, match.start()), match.start()
+        around, number = nested[-1] if nested else (table, None)
+        if token.startswith("#"):
+            continue
+        if token == "\n":
+            if not nested:
+                key, brackets, in_key = "", 0, True
+        elif token in "]}" and nested:
+            nested.pop()
+            in_key = False
+        elif in_key and token == "=":
+            path = stands((*around, *_names(key)))
+            key, in_key = "", False
+        elif in_key and token == "]":
+            table = stands(_header(_names(key), brackets, counts)) if key else table
+            key = ""
+        elif in_key:
+            brackets += token == "["
+            key = "" if token in "[,{" else key + token
+        elif token == ",":
+            if nested:
+                nested[-1] = (around, None if number is None else number + 1)
+            in_key = bool(nested) and number is None
+        else:
+            if number is not None:
+                path = stands((*around, number))
+            if token in "[{":
+                nested.append((path, 0 if token == "[" else None))
+                in_key = token == "{"
     return lines
+
+
+def _header(names: Keys, brackets: int, counts: dict[Keys, int]) -> Keys:
+    """The path of ``[names]`` or ``[[names]]``, with the numbers of the tables that lie in lists."""
+    path: Keys = ()
+    for name in names[:-1]:
+        path = (*path, name)
+        path = (*path, counts[path]) if path in counts else path
+    path = (*path, *names[-1:])
+    if brackets > 1:
+        counts[path] = counts.get(path, -1) + 1
+    return (*path, counts[path]) if brackets > 1 else path
 
 
 def _names(key: str) -> tuple[str, ...]:
@@ -130,7 +164,7 @@ def _names(key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def line_of(path: tuple[str | int, ...], lines: Lines) -> int:
+def line_of(path: Keys, lines: Lines) -> int:
     """The line of the last key on the way to ``path`` that was found."""
     for length in range(len(path), 0, -1):
         if path[:length] in lines:

@@ -53,11 +53,11 @@ def problems(
     yield from _example_problems(document.get("example", []), table)
 
 
-def did_you_mean(word: str, known: Collection[str]) -> str:
+def did_you_mean(word: str, known: Collection[str], closeness: float = 0.6) -> str:
     """``", did you mean x?"`` where something known is close to ``word``; else nothing."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    close = get_close_matches(word, known, n=1, cutoff=closeness)
     return f", did you mean {close[0]}?" if close else ""
 
 

@@ -162,6 +162,28 @@ def test_a_suppression_is_of_one_model(run, gate, checkpoint):
     assert failed(run()) == ["deaddir.toml::m::DD001"]
 
 
+@pytest.mark.parametrize("option", ["--deaddir-level=read", "--deaddir-select=DD0", "--deaddir-ignore=DD902"])
+def test_a_choice_of_the_command_line_makes_no_suppression_a_mistake(run, gate, checkpoint, with_torch, option):
+    checkpoint()
+    gate(suppress("DD902", site="'*.no'"), top='level = "forward"\ndtype = "float32"')
+    result = run(option, "-k", "DD001")
+    assert outcomes(result) == {"deaddir.toml::m::DD001": "passed"}
+
+
+def test_a_suppression_of_a_rule_that_compares_may_stand_before_there_is_a_baseline(run, gate, checkpoint):
+    checkpoint()
+    gate(suppress("DD604"), top='level = "read"\nbaseline = "base.json"')
+    assert run("--deaddir-baseline-update").ret == 0
+    assert failed(run()) == ["deaddir.toml::m::DD604"]  # it is stale
+
+
+def test_a_choice_of_the_command_line_hides_no_mistake(run, gate, checkpoint):
+    checkpoint()
+    gate("ignore = ['DD005']\n" + suppress("DD005"))
+    told = "deaddir.toml:7: suppress: DD005 is not among the rules that m is judged by"
+    run("--deaddir-select=DD0").stdout.fnmatch_lines([told])
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -205,6 +227,106 @@ def test_every_mistake_is_told_at_once_with_its_line(run, gate, checkpoint, text
         result.stdout.fnmatch_lines([line])
     result.stdout.no_fnmatch_line("*Traceback*")
     result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+def told(result):
+    return [line for line in result.outlines if line.startswith("deaddir.toml:")]
+
+
+def test_mistakes_of_every_kind_come_in_one_round_and_in_order(run, checkpoint, pytester):
+    checkpoint()
+    (pytester.path / "deaddir.toml").write_text(
+        """
+levle = "read"
+level = "read"
+select = [
+    "DD0",
+    "DD998",
+]
+rules = ["missing.toml"]
+[models.m]
+path = "m"
+dtype = "float8"
+samples = "many"
+severity.DD001 = "info"
+severity.DD777 = "error"
+[models.gone]
+path = "gone"
+baseline = "no.json"
+ignore = ["DD0", "DD997"]
+[models.again]
+path = "m"
+ignore = ["DD0", "DD997"]
+[models.none]
+inputs = "no.txt"
+"""
+    )
+    lines = told(run())
+    where = [line.split(": ")[0].rpartition(":")[2] for line in lines]
+    assert where == sorted(where, key=int)
+    for line, text in {
+        2: "unknown key levle, did you mean level?",
+        8: "rules *missing.toml: cannot be read",
+        11: "dtype float8: not one of",
+        12: "models.m: samples must be a positive whole number, not 'many'",
+        16: "no such model: 'gone'",
+        17: "baseline no.json: no such file",
+        22: "models.none: path is missing",
+        23: "inputs no.txt: no such file",
+    }.items():
+        run_lines = [found for found in lines if found.startswith(f"deaddir.toml:{line}: ")]
+        assert run_lines, (line, lines)
+        assert any(all(part in found for part in text.split("*")) for found in run_lines), (line, run_lines)
+
+    file = pytester.path / "deaddir.toml"
+    file.write_text(file.read_text().replace('rules = ["missing.toml"]', ""))
+    lines = told(run())
+    for line, text in {
+        6: "select DD998: no rule",
+        14: "severity DD777: no rule",
+        18: "ignore DD997: no rule",
+        21: "ignore DD997: no rule",
+    }.items():
+        assert any(found.startswith(f"deaddir.toml:{line}: {text}") for found in lines), (line, lines)
+
+
+def test_entries_of_a_list_over_several_lines_have_lines_of_their_own(run, checkpoint, pytester):
+    checkpoint()
+    (pytester.path / "deaddir.toml").write_text(
+        """
+level = "read"
+suppress = [
+    { code = "DD998", reason = "x" },
+    { code = "DD001", reason = " " },
+    { code = "DD001" },
+    { code = "DD001", reason = 5, model = 6 },
+]
+[models.m]
+path = "m"
+[models.other]
+path = "m"
+"""
+    )
+    say = "suppress: say of which model: model = one of m, other"
+    assert told(run()) == [
+        f"deaddir.toml:4: {say}",
+        "deaddir.toml:4: suppress: DD998: no rule has this code; --deaddir-list-rules shows them all",
+        "deaddir.toml:5: suppress: the reason is empty",
+        f"deaddir.toml:5: {say}",
+        "deaddir.toml:6: suppress: reason is missing",
+        f"deaddir.toml:6: {say}",
+        "deaddir.toml:7: suppress: reason must be a string, not 5",
+        "deaddir.toml:7: suppress: model must be a string, not 6",
+    ]
+
+
+def test_a_name_with_a_dot_that_is_not_quoted(run, checkpoint, pytester):
+    checkpoint()
+    (pytester.path / "deaddir.toml").write_text(
+        'level = "read"\n[models.v1.1]\npath = "m"\n[models.v2.0.1]\npath = "m"\n'
+    )
+    quote = "models: a name with a dot is written in quotes"
+    assert told(run()) == [f'deaddir.toml:2: {quote}: [models."v1.1"]', f'deaddir.toml:4: {quote}: [models."v2.0.1"]']
 
 
 def test_a_gate_file_without_a_model_is_a_mistake(run, pytester):

@@ -279,6 +279,33 @@ def test_every_mistake_has_the_line_that_it_stands_in(tmp_path):
         assert any(told.startswith(f"{file}:{line}: {problem}") for told in found), (line, problem, found)
 
 
+def test_every_key_and_entry_has_the_line_that_it_begins_in():
+    text = '''a = 1
+b.c = [  # a list
+  "x, y", """
+  d = 2
+  """, 1979-05-27 07:32:00,
+  { e = 3,  f = [4,
+     5] },
+]
+[t."u.v"]
+g = { h = 6, i.j = "7 = 8" }
+[[w]]
+[w.x]
+y = 9
+[[w]]
+x = { y = 10 }
+'''
+    lines = key_lines(text)
+    expected = {("a",): 1, ("b",): 2, ("b", "c", 0): 3, ("b", "c", 1): 3, ("b", "c", 2): 5, ("b", "c", 3): 6}
+    expected |= {("b", "c", 3, "e"): 6, ("b", "c", 3, "f", 0): 6, ("b", "c", 3, "f", 1): 7, ("t",): 9, ("t", "u.v"): 9}
+    expected |= {("t", "u.v", "g", "h"): 10, ("t", "u.v", "g", "i", "j"): 10, ("w",): 11, ("w", 0, "x", "y"): 13}
+    expected |= {("w", 1): 14, ("w", 1, "x", "y"): 15}
+    assert {path: lines.get(path) for path in expected} == expected
+    assert ("d",) not in lines
+    assert ("b", "c", 4) not in lines
+
+
 def test_what_is_not_toml_has_its_line_too(tmp_path):
     (tmp_path / "rule.toml").write_text('code = "ACME001"\nname =\n')
     with pytest.raises(RuleError, match=r"rule\.toml:2: not TOML"):
@@ -365,6 +392,9 @@ def test_the_longest_code_or_prefix_decides_how_severe_a_rule_is(tmp_path):
     [
         ("DD10I", False, "did you mean DD101?"),
         ("dd101", False, "did you mean DD101?"),
+        ("dd1", False, "did you mean DD1?"),
+        ("dd1", True, "did you mean DD101?"),
+        ("DD777", False, "begins so; --deaddir-list-rules shows them all"),
         ("gamma-outlier", False, "rules go by their code here, DD101"),
         ("DD1", True, "did you mean DD101?"),
         ("ZZ", False, "--deaddir-list-rules shows them all"),
@@ -372,7 +402,8 @@ def test_the_longest_code_or_prefix_decides_how_severe_a_rule_is(tmp_path):
     ],
 )
 def test_what_is_no_rule_is_told_with_what_could_be_meant(tmp_path, entry, whole, hint):
-    assert hint in no_such_rule(entry, [replace(rule_from(tmp_path), code="DD101")], whole)
+    rules = [replace(rule_from(tmp_path), code=code) for code in ("DD607", "DD101")]
+    assert hint in no_such_rule(entry, rules, whole)
 
 
 def test_a_code_and_a_prefix_of_one_are_rules(tmp_path):
