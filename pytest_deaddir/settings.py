@@ -60,7 +60,7 @@ def choose_rules(config: pytest.Config, given: Given) -> RuleChoice:
     options += [(name, ",".join(entries)) for name, entries in words.items() if entries]
     options += [("fail-on", fail_on)] if fail_on != "error" else []
     try:
-        named = [Source(written, path.value) for written, path in paths.items()]
+        named = [Source(written, path.value, path.base) for written, path in paths.items()]
         rules = load_rules([shipped_rules(), *named, *entry_points(), hooked])
     except RuleError as error:
         wheres = {str(path.value): path.name for path in paths.values()}

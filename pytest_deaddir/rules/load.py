@@ -27,10 +27,11 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth")
 @dataclass(frozen=True)
 class Source:
     """Something that gives rules. ``origin``: what it is, for people. ``given``: a rule, a path, a module, a callable
-    that returns any of these, or several of them."""
+    that returns any of these, or several of them. ``start``: the folder of whoever named it, by default the working one."""
 
     origin: str
     given: Any
+    start: Path | None = None
 
 
 def load_rules(sources: Iterable[Path | Source]) -> list[Rule]:
@@ -43,7 +44,7 @@ def load_rules(sources: Iterable[Path | Source]) -> list[Rule]:
     for source in sources:
         if isinstance(source, Path):
             source = Source("the catalogue" if source == shipped_rules() else str(source), source)
-        for rule in _rules_in(source.given, source.origin, found):
+        for rule in _rules_in(source.given, source, found):
             known = rules.setdefault(rule.code, rule)
             if known is not rule and (known.source, known.line) != (rule.source, rule.line):
                 found.append(f"{rule.place}: code {rule.code} is taken by {known.place}")
@@ -60,23 +61,23 @@ def entry_points() -> list[Source]:
     return [Source(f"the entry point {point.name} ({point.value})", point.load) for point in offered]
 
 
-def _rules_in(given: Any, origin: str, found: list[str]) -> Iterator[Rule]:
+def _rules_in(given: Any, source: Source, found: list[str]) -> Iterator[Rule]:
     """Every usable rule in what a source gave; the problems of the others are added to ``found``."""
     if isinstance(given, Rule):
         wrong = problems_of(given) if given.check else []
         found.extend(wrong)
         if not wrong:
-            yield replace(given, origin=origin)
+            yield replace(given, origin=source.origin)
     elif isinstance(given, (str, Path)):
-        yield from _rules_at(Path(given), origin, found)
+        yield from _rules_at(Path(given), source, found)
     elif isinstance(given, ModuleType):
         made = [value for value in vars(given).values() if isinstance(value, Rule)]
         if not made:
-            found.append(f"{origin}: no rule in the module {given.__name__}: a function needs @rule")
-        yield from _rules_in(made, origin, found)
+            found.append(f"{source.origin}: no rule in the module {given.__name__}: a function needs @rule")
+        yield from _rules_in(made, source, found)
     elif isinstance(given, Iterable):
         for item in given:
-            yield from _rules_in(item, origin, found)
+            yield from _rules_in(item, source, found)
     elif callable(given):
         try:
             returned = given()
@@ -85,31 +86,31 @@ def _rules_in(given: Any, origin: str, found: list[str]) -> Iterator[Rule]:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # pytest.skip() and sys.exit() are no Exception
-            found.append(f"{origin}: {located(error)}")
+            found.append(f"{source.origin}: {located(error)}")
             return
-        yield from _rules_in(returned, origin, found)
+        yield from _rules_in(returned, source, found)
     else:
-        found.append(f"{origin}: gave {given!r}, which is neither a rule nor where one is")
+        found.append(f"{source.origin}: gave {given!r}, which is neither a rule nor where one is")
 
 
-def _rules_at(path: Path, origin: str, found: list[str]) -> Iterator[Rule]:
+def _rules_at(path: Path, source: Source, found: list[str]) -> Iterator[Rule]:
     if os.path.isdir(path):  # noqa: PTH112, since Path.is_dir raises for what cannot be a path
-        yield from _rules_of_folder(path, origin, found)
+        yield from _rules_of_folder(path, source, found)
     elif path.suffix == ".py":
-        yield from _rules_of_python(path, origin, found)
+        yield from _rules_of_python(path, source, found)
     else:
         rule = read_rule(path, found)
         if rule is not None:
-            yield replace(rule, origin=origin)
+            yield replace(rule, origin=source.origin)
 
 
-def _rules_of_folder(folder: Path, origin: str, found: list[str]) -> Iterator[Rule]:
+def _rules_of_folder(folder: Path, source: Source, found: list[str]) -> Iterator[Rule]:
     python = [
         file
         for file in folder.glob("*.py")
         if not file.name.startswith("_") and not any(file.match(pattern) for pattern in _NO_RULES)
     ]
-    checkpoint = _checkpoint_around(folder) if python else None
+    checkpoint = _checkpoint_around(folder, source.start or Path.cwd()) if python else None
     if checkpoint is not None:
         found.append(
             f"{folder}: {', '.join(sorted(file.name for file in python))} not run: a checkpoint lies in {checkpoint}, "
@@ -120,22 +121,26 @@ def _rules_of_folder(folder: Path, origin: str, found: list[str]) -> Iterator[Ru
     if not files and checkpoint is None:
         found.append(f"{folder}: no *.toml rule file in this folder, and no *.py")
     for file in files:
-        yield from _rules_at(file, origin, found)
+        yield from _rules_at(file, source, found)
 
 
-def _checkpoint_around(folder: Path) -> Path | None:
-    """The folder of the checkpoint that ``folder`` lies in or is: somebody else may have written what is there."""
+def _checkpoint_around(folder: Path, start: Path) -> Path | None:
+    """The folder of the checkpoint that ``folder`` is, or lies in: somebody else may have written what is there.
+
+    Whoever stands in a checkpoint's folder, in person or with a gate file, means the folders in it as they mean its tests.
+    """
     here = folder.resolve()
     if (here / "config.json").exists() or _has_weights(here):
         return here
-    return next((p for p in here.parents if (p / "config.json").exists() and _has_weights(p)), None)
+    around = (p for p in here.parents if (p / "config.json").exists() and _has_weights(p))
+    return next((p for p in around if not start.resolve().is_relative_to(p)), None)
 
 
 def _has_weights(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
 
 
-def _rules_of_python(file: Path, origin: str, found: list[str]) -> Iterator[Rule]:
+def _rules_of_python(file: Path, source: Source, found: list[str]) -> Iterator[Rule]:
     """The rules in a Python file, which is run."""
     from importlib import util
 
@@ -157,4 +162,4 @@ def _rules_of_python(file: Path, origin: str, found: list[str]) -> Iterator[Rule
     if not any(isinstance(value, Rule) for value in vars(module).values()):
         found.append(f"{file}: no rule in it: a function needs @rule")
         return
-    yield from _rules_in(module, origin, found)
+    yield from _rules_in(module, source, found)

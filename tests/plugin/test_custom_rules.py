@@ -174,6 +174,24 @@ def test_python_that_lies_in_a_checkpoint_is_not_run_for_naming_its_folder(audit
     assert outcomes(audit("--deaddir-rules=m/narrow.toml"))["m::ACME002"] == "passed"
 
 
+def test_python_in_a_folder_of_ones_own_checkpoint_is_run_where_its_folder_is_named(
+    audit, checkpoint, acme, monkeypatch, pytester
+):
+    folder = checkpoint()
+    acme.rename(folder / "acme")
+    assert_refused(audit("--deaddir-rules=m/acme"), "wide.py not run: a checkpoint lies in")
+    assert_refused(audit("--deaddir-check-rules=m/acme"), "wide.py not run: a checkpoint lies in")
+    (pytester.path / "deaddir.toml").write_text('level = "read"\nrules = ["m/acme"]\n[models.m]\npath = "m"\n')
+    result = pytester.runpytest_inprocess("deaddir.toml")
+    result.stdout.fnmatch_lines(["deaddir.toml:2: rules *acme: wide.py not run: a checkpoint lies in *"])
+    (pytester.path / "deaddir.toml").unlink()
+    (folder / "modeling.py").write_text("raise AssertionError('it ran')")
+    monkeypatch.chdir(folder)
+    assert failed(audit("--deaddir-rules=acme", models=["."])) == [".::ACME001"]
+    assert audit("--deaddir-check-rules=acme").ret == 0
+    assert_refused(audit("--deaddir-rules=.", models=["."]), "modeling.py not run")
+
+
 @pytest.mark.parametrize("option", ["--deaddir-rules", "--deaddir-check-rules"])
 def test_what_is_wrong_with_a_strangers_rule_file_does_nothing_to_a_terminal(audit, checkpoint, pytester, option):
     checkpoint()

@@ -22,6 +22,16 @@ def repository(tmp_path):
     return tmp_path / "release-gate"
 
 
+@pytest.fixture
+def own_repository(repository):
+    """The same as a model's own repository: the decoder lies in it."""
+    shutil.copytree(repository.parent / "tiny-gpt2", repository, dirs_exist_ok=True)
+    shutil.rmtree(repository.parent / "tiny-gpt2")
+    gate = repository / "deaddir.toml"
+    gate.write_text(gate.read_text(encoding="utf-8").replace('"../tiny-gpt2"', '"."'), encoding="utf-8")
+    return repository
+
+
 def call(repository, *arguments):
     root = str(EXAMPLES.parent)
     environment = os.environ | {
@@ -32,6 +42,18 @@ def call(repository, *arguments):
     }
     command = [sys.executable, "-m", "pytest", "-p", "no:hypothesispytest", "-p", "no:randomly", *arguments]
     return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_in_a_models_own_repository_the_workflow_passes_too(own_repository):
+    workflow = (own_repository / ".github" / "workflows" / "audit.yml").read_text(encoding="utf-8")
+    for command in re.findall(r"run: pytest (.*)", workflow):
+        done = call(own_repository, *shlex.split(command))
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "compared with ../tiny-gpt2" in done.stdout
+    assert "2 from rules/" in done.stdout
+    done = call(own_repository.parent, "release-gate/deaddir.toml::decoder::ACME002", "--rootdir=release-gate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
 
 
 def test_the_workflow_passes_and_leaves_what_it_uploads(repository):

@@ -178,6 +178,22 @@ def test_tests_that_come_with_an_audited_checkpoint_are_not_collected(pytester, 
     assert made.files() == before
 
 
+@pytest.mark.parametrize("where", ["beside", "below"])
+@pytest.mark.parametrize("words", [["--deaddir-model={}"], ["--deaddir-model", "{}"]], ids=["one word", "two words"])
+def test_a_gate_file_that_came_with_a_checkpoint_runs_none_of_its_rules(pytester, work, where, words):
+    made = Stranger((work if where == "below" else pytester.path) / "theirs", pytester.path / "trace")
+    write_checkpoint(made.folder)
+    (made.folder / "rules").mkdir()
+    (made.folder / "rules" / "acme.py").write_text(EVIL.format(trace=str(made.trace)))
+    (made.folder / "deaddir.toml").write_text('level = "read"\nrules = ["rules", "setup.py"]\n[models.m]\npath = "."\n')
+    (work / "test_mine.py").write_text("def test_one(deaddir_audit): pass")
+    spec = "theirs" if where == "below" else "../theirs"
+    for options in ([], ["--deaddir-only"]):
+        result = pytester.runpytest_inprocess(*(word.format(spec) for word in words), "--deaddir-level=read", *options)
+        assert made.ran() == []
+        assert len([name for name in outcomes(result) if "test_mine" not in name]) == len(READ_ITEMS)
+
+
 def test_a_rule_file_is_not_picked_up_from_beside_a_checkpoint(pytester, stranger):
     (stranger.folder / "rules").mkdir()
     (stranger.folder / "rules" / "theirs.toml").write_text("not even toml")
