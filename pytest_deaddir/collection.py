@@ -165,7 +165,7 @@ class AuditItem(pytest.Item):
             return None
         self.parent.stash[_SENT] = True
         model = measured.model | {"name": self.parent.subject.name}
-        return {"model": model, "norms": measured.norms, "blocks": measured.blocks}
+        return {"model": model, "norms": measured.norms, "blocks": measured.blocks, "broken": measured.broken}
 
 
 def lies_in_a_checkpoint(path: Path, state: State) -> bool:

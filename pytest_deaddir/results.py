@@ -70,12 +70,23 @@ class ModelResult:
 
     def as_dict(self) -> dict[str, Any]:
         """One entry of the report's ``models``."""
-        audit = self.audit or {"model": {"spec": self.spec}, "norms": [], "blocks": []}
+        tables = self.audit or {"model": {"spec": self.spec}, "norms": [], "blocks": []}
         findings = sorted(self.findings, key=lambda finding: (finding["code"], finding["path"]))
-        entry = audit | {"findings": findings, "checks": self.checks}
-        if self.broken:
-            entry["broken"] = [{"code": code, "error": self.broken[code]} for code in sorted(self.broken)]
+        entry = {name: tables[name] for name in ("model", "norms", "blocks")}
+        entry |= {"findings": findings, "checks": self.checks}
+        if broken := [*self.broken_earlier, *self.broken_now]:
+            entry["broken"] = broken
         return entry | ({"error": self.error} if self.error else {})
+
+    @property
+    def broken_now(self) -> list[dict[str, str]]:
+        """The rules in Python that raised."""
+        return [{"code": code, "error": self.broken[code]} for code in sorted(self.broken)]
+
+    @property
+    def broken_earlier(self) -> list[dict[str, str]]:
+        """Those that raised in the run which wrote the report that is judged again, and do not judge in this one."""
+        return [rule for rule in (self.audit or {}).get("broken", ()) if rule["code"] not in self.outcomes]
 
 
 class Results:

@@ -242,7 +242,7 @@ class Audit:
 
     ``model``: one row; ``norms``: a row per norm site; ``blocks``: a row per block; ``findings``: a row per finding;
     ``checks``: how many rules were planned, run, passed, failed, warned (passed with warnings), known (failing
-    as in the baseline) and skipped.
+    as in the baseline) and skipped; ``broken``: code and error of rules in Python that raised.
     """
 
     model: Row
@@ -250,6 +250,7 @@ class Audit:
     blocks: list[Row] = field(default_factory=list)
     findings: list[Row] = field(default_factory=list)
     checks: dict[str, int] = field(default_factory=dict)
+    broken: list[dict[str, str]] = field(default_factory=list)
 
     def table(self, name: str) -> list[Row]:
         """The rows of the table ``model``, ``norms`` or ``blocks``."""
@@ -263,6 +264,7 @@ class Audit:
             "blocks": self.blocks,
             "findings": self.findings,
             "checks": self.checks,
+            **({"broken": self.broken} if self.broken else {}),
         }
 
     def to_json(self) -> str:

@@ -64,6 +64,9 @@ def annotation_lines(models: Sequence[Entry]) -> Iterator[str]:
     for entry in models:
         if entry.get("error"):
             found.append(("error", f"deaddir: {label_of(entry)}", escaped_lines(entry["error"]), entry))
+        for rule in entry.get("broken", ()):
+            title = f"{rule['code']} raised an error: {label_of(entry)}"
+            found.append(("error", title, escaped_lines(rule["error"]), entry))
         for finding in open_findings(entry):
             title = f"{finding['code']} {finding['name']}: {label_of(entry)}"
             found.append((_COMMANDS[finding["severity"]], title, escaped(finding["message"]), entry))

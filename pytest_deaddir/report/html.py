@@ -44,6 +44,7 @@ _GRAVITY = {"passed": "ok", "passed with warnings": "warning"}
 #: The anchor of what makes an audit no pass without a finding, and what is said of such audits after their number.
 _TROUBLES = {
     "not-audited": "ended in an error",
+    "broken": "with rules that raised",
     "unexplained": "with failures that left no finding",
     "incomplete": "incomplete",
     "unjudged": "with nothing judged",
@@ -216,13 +217,17 @@ def _troubles(subject: _Model) -> Iterator[tuple[str, str, Markup | None]]:
     """Why a model that no rule complains about is no pass: one of :data:`_TROUBLES`, in a few words, and what there is to say."""
     checks = subject.entry["checks"]
     codes = {finding["code"] for finding in open_findings(subject.entry)}
+    for rule in subject.entry.get("broken", ()):
+        lines = "\n".join(map(text, rule["error"].splitlines()))
+        yield "broken", f"{rule['code']} raised an error", element("pre", Markup(lines))
     if subject.entry.get("error"):
         lines = "\n".join(map(text, subject.entry["error"].splitlines()))
         yield "not-audited", "The audit ended in an error", element("pre", Markup(lines))
         return
+    codes |= {rule["code"] for rule in subject.entry.get("broken", ())}
     if (bare := checks.get("failed", 0) - len(codes)) > 0:
         what = f"{counted(bare, 'check')} failed and left no finding"
-        why = "A rule in Python raised, or what deaddir.toml accepts is out of date: the output of the run says which."
+        why = "What deaddir.toml accepts is out of date: the output of the run says which."
         yield "unexplained", what, element("p", why)
     if incomplete(subject.entry):
         missing = checks["planned"] - checks["run"] - checks["skipped"]

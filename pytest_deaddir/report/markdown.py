@@ -17,6 +17,7 @@ from pytest_deaddir.report.words import (
     dead_by_dtype,
     escaped,
     facts,
+    first_line,
     incomplete,
     label_of,
     number,
@@ -67,7 +68,9 @@ def _model_lines(entry: Entry) -> Iterator[str]:
         )
     if len(findings) > MOST_FINDINGS:
         yield f"* and {len(findings) - MOST_FINDINGS} more"
-    if findings:
+    for rule in entry.get("broken", ()):
+        yield f"* **{rule['code']}** raised an error: {_prose(first_line(rule['error']))}"
+    if findings or entry.get("broken"):
         yield ""
     if entry.get("error"):
         yield f"The audit ended in an error: {_prose(entry['error'].splitlines()[0])}"

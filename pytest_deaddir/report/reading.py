@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest_deaddir
 from pytest_deaddir.errors import ModelError
+from pytest_deaddir.rules.vocabulary import CODE
 from pytest_deaddir.tables import CHOICES, COLUMNS, LEVELS, SCHEMA, TYPES, Audit, Level, Row, completed
 
 
@@ -121,7 +123,17 @@ def _audit_of(entry: Row, number: int) -> Audit:
                 raise ValueError(f"model {number}: a row of {table}: {problem}")
     if not all(isinstance(finding, dict) and _is_finding(finding) for finding in entry["findings"]):
         raise ValueError(f"model {number}: a finding lacks its code, its table, its path or what was measured")
-    return completed(Audit(**{key: entry[key] for key in ("model", "norms", "blocks", "findings", "checks")}))
+    broken = entry.get("broken", [])
+    if not isinstance(broken, list) or not all(map(_is_broken, broken)):
+        raise ValueError(f"model {number}: a rule that raised lacks its code or its error")
+    tables = {key: entry[key] for key in ("model", "norms", "blocks", "findings", "checks")}
+    return completed(Audit(**tables, broken=broken))
+
+
+def _is_broken(given: Any) -> bool:
+    if not isinstance(given, dict) or given.keys() != {"code", "error"}:
+        return False
+    return all(map(_is_text, given.values())) and re.fullmatch(CODE, given["code"]) is not None
 
 
 def _is_finding(given: Row) -> bool:

@@ -120,19 +120,23 @@ def _location(entry: Entry) -> dict[str, Any]:
 
 def _invocation(models: Sequence[Entry], left_out: int) -> dict[str, Any]:
     """Whether every check ran, and what kept it from that. Where there is no model, a gate file could not be read."""
-    notes = []
+    notes: list[tuple[Entry, str, dict[str, Any]]] = []
     for entry in models:
+        for rule in entry.get("broken", ()):
+            about = {"associatedRule": {"id": rule["code"]}}
+            notes.append((entry, f"the rule {rule['code']} raised an error: {escaped_lines(rule['error'])}", about))
         if entry.get("error"):
-            notes.append((entry, "error", f"the audit ended in an error: {escaped_lines(entry['error'])}"))
+            notes.append((entry, f"the audit ended in an error: {escaped_lines(entry['error'])}", {}))
         elif incomplete(entry):
-            notes.append((entry, "error", "some checks never reported"))
+            notes.append((entry, "some checks never reported", {}))
     notifications = [
         {
-            "level": level,
+            "level": "error",
             "message": {"text": _plain(f"{escaped(label_of(entry))}: {problem}")},
             "locations": [_location(entry)],
+            **about,
         }
-        for entry, level, problem in notes
+        for entry, problem, about in notes
     ]
     if left_out > 0:
         text = f"{left_out} findings of least severity are left out: GitHub shows {MOST_RESULTS}"

@@ -63,6 +63,8 @@ def report_schema() -> dict[str, Any]:
         }
     )
     entry["properties"]["error"] = _TEXT
+    broken = {"type": "array", "minItems": 1, "items": _closed({"code": _TEXT, "error": _TEXT})}
+    entry["properties"]["broken"] = broken
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A report of pytest-deaddir",

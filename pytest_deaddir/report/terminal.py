@@ -22,6 +22,7 @@ from pytest_deaddir.report.words import (
     escaped,
     escaped_lines,
     facts,
+    first_line,
     label_of,
     limit_words,
     number,
@@ -173,9 +174,20 @@ def _model_lines(label: str, result: ModelResult, verbosity: int) -> Iterator[st
                 yield from _wrapped(f"  {escaped(why)}")
         if len(findings) > most:
             yield f"({len(findings) - most} more; -v shows them)"
+    yield from _broken_lines(result)
     yield ""
     passed = not result.unreported and not result.checks["failed"]
     yield from _wrapped(checks_line(result.checks, result.error, result.unreported), "green" if passed else "red")
+
+
+def _broken_lines(result: ModelResult) -> Iterator[str]:
+    """The rules in Python that raised, in this run or in the one whose report is judged again."""
+    origin = (result.origin or "the report").rpartition(" ")[2]
+    told = [(rule, f" when {origin} was written, and does not judge now") for rule in result.broken_earlier]
+    told += [(rule, "") for rule in result.broken_now]
+    for rule, when in told:
+        yield ""
+        yield from _wrapped(f"{rule['code']} raised an error{when}: {escaped(first_line(rule['error']))}", "red")
 
 
 def _wrapped(text: str, colour: str | None = None) -> Iterator[str]:

@@ -166,7 +166,7 @@ def verdict(entry: Entry) -> str:
         return "not audited"
     if checks.get("failed"):
         return "failed"
-    if incomplete(entry):
+    if incomplete(entry) or entry.get("broken"):
         return "incomplete"
     if not entry["norms"] or not checks.get("run"):
         return "nothing judged"
@@ -210,6 +210,11 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def first_line(text: str) -> str:
+    """Of an error, which may have several lines."""
+    return text.partition("\n")[0]
 
 
 def escaped_lines(text: str) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
+from pytest_deaddir.errors import RuleError
 from pytest_deaddir.rules.definition import Rule
-from pytest_deaddir.rules.python import message_of
+from pytest_deaddir.rules.python import located, message_of
 from pytest_deaddir.rules.row import RowView, Unmeasured
 from pytest_deaddir.rules.suppress import Suppression, outdated, suppress
 from pytest_deaddir.rules.vocabulary import SEVERITIES
@@ -101,8 +102,15 @@ def _judged_in_python(rule: Rule, row: Row) -> Row | None:
         message = message_of(rule, view)
     except Unmeasured:
         raise
-    except Exception as error:
-        error.add_note(f"raised by the rule {rule.code} ({rule.place}) on the row {_name(row)!r} of {rule.table}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        note = f"raised by the rule {rule.code} ({rule.place}) on the row {_name(row)!r} of {rule.table}"
+        if not isinstance(
+            error, Exception
+        ):  # of sys.exit() or pytest.skip(), which would speak for more than this rule
+            raise RuleError(located(error, rule.source), note) from error
+        error.add_note(note)
         raise
     return None if message is None else _finding(rule, row, message, view.measured, {})
 
@@ -201,4 +209,6 @@ def judge(audit: Audit, rules: Sequence[Rule], fail_on: str = "error") -> Audit:
         **{outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "warned", "known", "skipped")},
     }
     checks["passed"] += checks["warned"] + checks["known"]
-    return replace(audit, findings=[f for verdict in verdicts for f in verdict.findings], checks=checks)
+    codes = {rule.code for rule in applicable}
+    broken = [earlier for earlier in audit.broken if earlier["code"] not in codes]
+    return replace(audit, findings=[f for verdict in verdicts for f in verdict.findings], checks=checks, broken=broken)

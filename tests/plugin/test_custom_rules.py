@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from plugin.helpers import READ_ITEMS, assert_refused, failed, outcomes, report_of, text_of
@@ -82,6 +85,65 @@ def test_a_rule_that_raises_fails_as_itself_with_its_own_traceback(audit, checkp
     (model,) = report_of("out.json")
     assert {finding["code"] for finding in model["findings"]} == {"ACME002", "DD002"}
     assert model["checks"]["failed"] == 1
+    [broken] = model["broken"]
+    assert broken["code"] == "ACME001"
+    place, error, note = re.fullmatch(r"(.*): (Zero.*)\n(.*)", broken["error"]).groups()
+    assert place.endswith("wide.py:8")
+    assert error == "ZeroDivisionError: division by zero"
+    assert note.startswith("raised by the rule ACME001 (")
+    result.stdout.fnmatch_lines(["ACME001 raised an error: *wide.py:8: ZeroDivisionError: division by zero"])
+
+
+def test_what_a_rule_raised_is_in_every_report_and_is_told_when_it_is_judged_again(audit, checkpoint, acme, pytester):
+    checkpoint()
+    (acme / "wide.py").write_text(PYTHON.replace("row.features > 4", "row.features / 0"))
+    audit("--deaddir-rules=acme", *(f"--deaddir-report=out.{suffix}" for suffix in ("json", "md", "html", "sarif")))
+
+    def run_of(file):
+        (run,) = json.loads((pytester.path / file).read_text())["runs"]
+        return run["invocations"][0]["executionSuccessful"], run["invocations"][0]["toolExecutionNotifications"]
+
+    success, [notification] = run_of("out.sarif")
+    assert not success
+    assert notification["associatedRule"]["id"] == "ACME001"
+    assert "division by zero" in (pytester.path / "out.md").read_text()
+    assert "division by zero" in (pytester.path / "out.html").read_text()
+
+    again = ["--deaddir-only", "--deaddir-from=out.json", "--deaddir-report=again.json", "--deaddir-report=again.sarif"]
+    result = pytester.runpytest_inprocess(*again, "--deaddir-report=again.md")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["ACME001 raised an error when out.json was written, and does not judge now: *wide.py:8: *"]
+    )
+    assert report_of("again.json")[0]["broken"] == report_of("out.json")[0]["broken"]
+    assert not run_of("again.sarif")[0]
+    assert (pytester.path / "again.md").read_text().startswith("### `m`: incomplete")
+
+    (acme / "wide.py").write_text(PYTHON.replace("> 4", "> 400"))
+    result = pytester.runpytest_inprocess(*again, "--deaddir-rules=acme")
+    assert result.ret == 0
+    assert "raised an error" not in text_of(result)
+    assert "broken" not in report_of("again.json")[0]
+    assert run_of("again.sarif")[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("import pytest; pytest.skip('not today')", "Skipped: not today"),
+        ("import pytest; pytest.fail('bad')", "Failed: bad"),
+    ],
+)
+def test_a_rule_that_would_end_or_skip_the_check_fails_as_itself(audit, checkpoint, acme, body, what):
+    checkpoint()
+    (acme / "wide.py").write_text(
+        PYTHON.replace("if row.features > 4:\n        return", f"{body}\n    if row:\n        return")
+    )
+    result = audit("--deaddir-rules=acme", "--deaddir-report=out.json")
+    assert failed(result) == ["m::ACME001"]
+    result.stdout.fnmatch_lines([f"*wide.py:8: {what}", "raised by the rule ACME001 (*wide.py:5) on the row *"])
+    assert [broken["code"] for broken in report_of("out.json")[0]["broken"]] == ["ACME001"]
 
 
 def test_a_rule_that_returns_a_flag_is_told_in_words(audit, checkpoint, acme):

@@ -264,6 +264,11 @@ WRONG = {
     "an integer of 400 digits": (("models", 0, "norms", 0, "features"), 10**400, "features"),
     "seconds without a number": (("models", 0, "model", "seconds"), {"read": None}, "seconds"),
     "a column of tomorrow": (("models", 0, "norms", 0, "charm"), 1, "charm"),
+    "a rule that raised and has no code": (
+        ("models", 0, "broken"),
+        [{"code": "x", "error": "y"}],
+        "model 1: a rule that",
+    ),
     "an error that is no text": (("models", 0, "error"), 3, "model 1"),
 }
 

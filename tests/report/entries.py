@@ -48,7 +48,7 @@ def healthy():
 
 
 def faulty():
-    """An RMSNorm model at level forward, with a finding of each severity and one that was accepted."""
+    """An RMSNorm model at level forward, with a finding of each severity, one that was accepted, and a rule that raised."""
     norms = [_norm("model.norm", "rmsnorm", "final", alignment=0.08123, noise_ratio=1.23456789e14)]
     norms[0] |= {
         "predicted_dead_dimension": 0,
@@ -68,7 +68,9 @@ def faulty():
     findings[2] |= {"measured": {"noise_ratio": 1.23456789e14}, "limit": {"noise_ratio": {"max": 64.0}}}
     blocks = [_block(-1, "input of layers", None), _block(0, "layers.0", 1.0625)]
     entry = _entry(model, norms, blocks, findings, 12, label="faulty")
-    entry["checks"] |= {"failed": 1, "passed": 9, "warned": 1, "skipped": 2, "run": 10}
+    entry["checks"] |= {"failed": 2, "passed": 8, "warned": 1, "skipped": 2, "run": 10}
+    error = "rules/acme.py:8: ZeroDivisionError: division by zero\nraised by the rule ACME001 on the row 'model.norm' of norms"
+    entry["broken"] = [{"code": "ACME001", "error": error}]
     return entry | {"anchor": {"file": "models/faulty one/config.json", "line": 1}}
 
 
@@ -99,6 +101,7 @@ def named(text):
     for finding in entry["findings"]:
         finding |= {"path": text, "message": f"γ of {text} is {text}", "measured": {"unsafe_names": [text]}}
     entry["findings"][3]["suppressed"] = text
+    entry["broken"][0]["error"] = text or "none"
     return entry
 
 

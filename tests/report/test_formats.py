@@ -212,7 +212,7 @@ def test_many_findings_are_counted_not_shown():
     entry["findings"] = entry["findings"][:1] * 500 + entry["findings"][2:3]
     text = rendered(".md", [entry])
     assert "**DD101** error" in text
-    assert text.count("\n* **") == 20
+    assert text.count("\n* **DD") == 20
     assert "\n* and 481 more\n" in text
 
 
@@ -266,7 +266,7 @@ def test_a_sheet_holds_lists_as_json_and_nothing_for_what_was_not_measured():
 @EVERY_NAME
 def test_an_annotation_is_one_line_that_says_what_it_should(name):
     lines = list(annotation_lines([named(name) | {"anchor": {"file": name, "line": 3}}]))
-    assert len(lines) == 4  # the error and three findings; the fourth was accepted
+    assert len(lines) == 5  # the error, the rule that raised and three findings; the fourth was accepted
     for line in lines:
         properties, text = re.fullmatch(r"::(?:error|warning|notice) (.*?)::(.*)", line).groups()
         values = {key: decoded(value) for key, value in (part.split("=", 1) for part in properties.split(","))}
@@ -275,6 +275,7 @@ def test_an_annotation_is_one_line_that_says_what_it_should(name):
         assert not CONTROL.search(line)
         if not values["title"].startswith("deaddir: "):
             assert values["title"].endswith(f": {printable(name)}")
+        if values["title"].startswith("DD"):
             assert decoded(text) == f"γ of {printable(name)} is {printable(name)}"
 
 
@@ -298,5 +299,11 @@ def test_of_an_error_every_format_says_so():
     assert "model.safetensors: the header ends after the file" in rendered(".md", [broken()])
     assert rendered(".csv", [broken()]).count("\r\n") == 1
     assert json.loads(rendered(".json", [broken()]))["models"][0]["error"] == broken()["error"]
+    assert "* **ACME001** raised an error: `rules/acme.py:8:`" in rendered(".md", [faulty()])
+    assert json.loads(rendered(".json", [faulty()]))["models"][0]["broken"] == faulty()["broken"]
+    told = [line for line in annotation_lines([faulty()]) if "ACME001" in line]
+    assert [line.partition("::ru")[0] for line in told] == [
+        "::error file=models/faulty one/config.json,line=1,title=ACME001 raised an error%3A faulty"
+    ]
     (line,) = annotation_lines([broken()])
     assert line == "::error title=deaddir%3A broken::model.safetensors: the header ends after the file%0Asecond line"

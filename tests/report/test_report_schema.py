@@ -58,6 +58,7 @@ AUDITS = st.builds(
     blocks=st.lists(rows_of("blocks"), max_size=2),
     findings=st.just(faulty()["findings"]),
     checks=st.just({}) | st.just(healthy()["checks"]),
+    broken=st.just([]) | st.just(faulty()["broken"]),
 )
 
 
@@ -115,8 +116,10 @@ def test_a_report_of_a_run_has_it_whatever_came_of_it(problems):
         lambda d: d["models"][1]["findings"][0].update(severity="loud"),
         lambda d: d["models"][1]["findings"][0].pop("suppressed"),
         lambda d: d["models"][1].update(error=None),
+        lambda d: d["models"][1].update(broken=[]),
+        lambda d: d["models"][1]["broken"][0].pop("error"),
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_what_is_no_report_has_it_not(problems, spoil):
     document = json.loads(render(all_entries()))

@@ -124,7 +124,10 @@ def test_an_audit_that_ended_in_an_error_or_early_was_no_success():
     assert invocation == {"executionSuccessful": True, "toolExecutionNotifications": []}
     (invocation,) = run_of(all_entries())["invocations"]
     assert not invocation["executionSuccessful"]
-    (notification,) = invocation["toolExecutionNotifications"]
+    (raised, notification) = invocation["toolExecutionNotifications"]
+    assert raised["associatedRule"]["id"] == "ACME001"
+    assert "faulty: the rule ACME001 raised an error: rules/acme.py:8: ZeroDivisionError" in raised["message"]["text"]
+    assert not run_of([faulty()])["invocations"][0]["executionSuccessful"]
     assert "broken: the audit ended in an error: model.safetensors:" in notification["message"]["text"]
     assert not run_of([])["invocations"][0]["executionSuccessful"]
     early = healthy()
@@ -134,6 +137,7 @@ def test_an_audit_that_ended_in_an_error_or_early_was_no_success():
 
 def test_no_more_results_than_github_takes_and_the_rest_is_told():
     entry = faulty()
+    del entry["broken"]
     entry["findings"] = entry["findings"][:1] * MOST_RESULTS + entry["findings"][2:3] * 3
     run = run_of([entry])
     assert len(run["results"]) == MOST_RESULTS
