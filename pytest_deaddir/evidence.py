@@ -177,9 +177,15 @@ def _model_content(spec: Spec, digests: _Digests) -> Any:
         return [spec.repository, spec.revision]
     if spec.path is None:
         raise _UnknownError
+    files = list(model_files(spec.path))
     if spec.path.is_dir():
-        return ["directory", *digests.of(spec.path, list(_entries(spec.path)))]
-    return ["file", spec.path.name, *digests.of(spec.path.parent, list(_gguf_files(spec.path)))]
+        return ["directory", *digests.of(spec.path, files)]
+    return ["file", spec.path.name, *digests.of(spec.path.parent, files)]
+
+
+def model_files(path: Path) -> Iterator[Path]:
+    """The files that a loader of the checkpoint at ``path`` may open. Raises CheckpointError for links that lead out."""
+    return _entries(path) if path.is_dir() else _gguf_files(path)
 
 
 def _entries(directory: Path) -> Iterator[Path]:

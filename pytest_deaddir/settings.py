@@ -40,8 +40,11 @@ class Settings:
     start: Path
 
 
-def choose_rules(config: pytest.Config, given: Given) -> RuleChoice:
-    """Load the rules of every source and choose; what is wrong is added to the problems of ``given``."""
+def choose_rules(config: pytest.Config | None, given: Given) -> RuleChoice:
+    """Load the rules of every source and choose; what is wrong is added to the problems of ``given``.
+
+    ``config``: None outside of pytest, where no hook gives rules.
+    """
     from pytest_deaddir.errors import RuleError
     from pytest_deaddir.rules import Source, entry_points, load_rules, shipped_rules
     from pytest_deaddir.rules.select import no_such_rule, select, with_severities
@@ -51,9 +54,15 @@ def choose_rules(config: pytest.Config, given: Given) -> RuleChoice:
     before, given = given.problems, Given(given.layers, problems)
     fail_on = given.one_of("fail-on", SEVERITIES[:2]) or "error"
     paths = given.all_paths("rules")
-    hooked = Source(
-        "the hook pytest_deaddir_register_rules",
-        lambda: config.hook.pytest_deaddir_register_rules(config=config),
+    hooked = (
+        []
+        if config is None
+        else [
+            Source(
+                "the hook pytest_deaddir_register_rules",
+                lambda: config.hook.pytest_deaddir_register_rules(config=config),
+            )
+        ]
     )
     words = {name: given.words(name) for name in ("select", "extend-select", "ignore", "severity")}
     options = [("rules", str(path.value)) for path in paths.values()]
@@ -61,7 +70,7 @@ def choose_rules(config: pytest.Config, given: Given) -> RuleChoice:
     options += [("fail-on", fail_on)] if fail_on != "error" else []
     try:
         named = [Source(written, path.value, path.base) for written, path in paths.items()]
-        rules = load_rules([shipped_rules(), *named, *entry_points(), hooked])
+        rules = load_rules([shipped_rules(), *named, *entry_points(), *hooked])
     except RuleError as error:
         wheres = {str(path.value): path.name for path in paths.values()}
         files = [(problem, wheres.get(problem.partition(": ")[0])) for problem in error.args]
