@@ -7,7 +7,8 @@
     python examples/paper_panel/run.py --only gpt2 --only phi-2   some of it
 
 Each model is a run of pytest of its own; what it says goes to stderr. Options behind -- go to pytest as well
-(-- --deaddir-max-memory=20GB). Exits with 1 where a model was not audited, a check failed, or a kernel is not as its kind says.
+(-- --deaddir-max-memory=20GB). Exits with 1 where a model was not audited, a check failed, a kernel is not as its kind says, or
+a block keeps less of σ_min than DD301 allows. Why a model was not audited stands below the table.
 """
 
 from __future__ import annotations
@@ -24,15 +25,33 @@ from typing import Any
 import numpy as np
 
 from pytest_deaddir.report.words import cosine, number, verdict, worst_ratio
+from pytest_deaddir.rules import load_rules, shipped_rules
 
 PANEL = Path(__file__).with_name("panel.toml")
 
 #: Models that are wider than this and cut are fed 1.25 rows for each dimension, and not 4; the table says so.
 WIDE = 2048
+#: Of σ_min a block keeps so much of what the one before had, or it is not preserved.
+[PRESERVED] = [
+    rule.require["smin_ratio_relative"]["min"] for rule in load_rules([shipped_rules()]) if rule.code == "DD301"
+]
+#: Up to this noise excess a norm has a kernel.
+NOISE = 64
 #: Tokens of a sequence.
 LENGTH = 256
 
-COLUMNS = ["model", "spec", "width", "depth (true/run)", "cut", "N/d", "kind", "|cos|", "noise ratio", "kernel"]
+COLUMNS = [
+    "model",
+    "spec",
+    "width",
+    "depth (true/run)",
+    "cut or changed",
+    "N/d",
+    "kind",
+    "|cos|",
+    "noise ratio",
+    "kernel",
+]
 COLUMNS += ["worst σ_min ratio", "verdict", "s"]
 TRAINED = ["trained |cos|", "noise ratio", "worst σ_min ratio", "dead", "verdict"]
 
@@ -52,15 +71,25 @@ def main() -> int:
     columns = COLUMNS + (TRAINED if args.trained is not None else [])
     print(line(columns), line(["---"] * len(columns)), sep="\n", flush=True)
     good = True
+    reasons = []
     for name in args.only or panel:
         model = panel[name]
-        cells, fine = random_init(name, model, args)
+        cells, fine, entry = random_init(name, model, args)
         good &= fine
+        reasons += reason(name, entry)
         if args.trained is not None:
-            more, fine = trained(name, model, args)
+            more, fine, entry = trained(name, model, args)
             cells, good = cells + more, good and fine
+            reasons += reason(f"{name} trained", entry)
         print(line(cells), flush=True)
+    print(*[f"\n{text}" for text in reasons], sep="\n", end="\n" if reasons else "")
     return not good
+
+
+def reason(name: str, entry: dict[str, Any]) -> list[str]:
+    """Why a model was not audited."""
+    error = entry.get("error")
+    return [f"{name}: {verdict(entry)}: {error.splitlines()[0]}"] if error else []
 
 
 def line(cells: list[str]) -> str:
@@ -68,8 +97,8 @@ def line(cells: list[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def random_init(name: str, model: dict[str, Any], args: argparse.Namespace) -> tuple[list[str], bool]:
-    """The cells of a model at random init, and whether all is as it should be."""
+def random_init(name: str, model: dict[str, Any], args: argparse.Namespace) -> tuple[list[str], bool, dict[str, Any]]:
+    """The cells of a model at random init, whether all is as it should be, and the report's entry."""
     cut = {} if args.full else model.get("cut", {})
     config = {**model["config"], **cut}
     written = "&".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in config.items())
@@ -83,36 +112,39 @@ def random_init(name: str, model: dict[str, Any], args: argparse.Namespace) -> t
             options += ["--deaddir-ignore=DD901"] if rows < 4 * width else []
         entry = audited(spec, Path(folder), options)
     depth = f"{model['config'][model['depth']]}/{config[model['depth']]}"
-    smaller = ", ".join(f"{key} {value}" for key, value in cut.items() if isinstance(value, int)) or "nothing"
+    changes = [model["changed"]] if "changed" in model else []
+    changes += [f"{key} {'/'.join(value) if isinstance(value, list) else value}" for key, value in cut.items()]
     cells = [
         name,
         f"`random:{model['type']}`",
         str(width),
         depth,
-        smaller,
+        ", ".join(changes) or "nothing",
         number(entry["model"].get("samples_per_width")),
     ]
     final = closing(entry)
     if final is None:
-        return [*cells, "", "", "", "", "", verdict(entry), ""], False
-    present = "present" if final["noise_excess"] is not None and final["noise_excess"] <= 64 else "absent"
+        return [*cells, "", "", "", "", "", verdict(entry), ""], False, entry
+    present = "present" if final["noise_excess"] is not None and final["noise_excess"] <= NOISE else "absent"
+    worst = worst_ratio(entry)
     seconds = f"{sum(entry['model']['seconds'].values()):.0f}"
     cells += [final["kind"], cosine(final["alignment"]), number(final["noise_ratio"]), present]
-    cells += [number(worst_ratio(entry)), verdict(entry), seconds]
+    cells += [number(worst), verdict(entry), seconds]
     as_expected = final["kind"] == model["kind"] and (present == "present") is (model["kind"] == "layernorm")
-    return cells, as_expected and verdict(entry).startswith("passed")
+    preserved = worst is not None and worst >= PRESERVED
+    return cells, as_expected and preserved and verdict(entry).startswith("passed"), entry
 
 
-def trained(name: str, model: dict[str, Any], args: argparse.Namespace) -> tuple[list[str], bool]:
-    """The cells of the trained checkpoint."""
+def trained(name: str, model: dict[str, Any], args: argparse.Namespace) -> tuple[list[str], bool, dict[str, Any]]:
+    """The same of the trained checkpoint."""
     spec = model["trained"] if not args.trained else str(Path(args.trained) / name)
     with tempfile.TemporaryDirectory() as folder:
         entry = audited(spec, Path(folder), [f"--deaddir-device={args.device}", *args.pytest])
     final = closing(entry)
     if final is None:
-        return ["", "", "", "", verdict(entry)], False
+        return ["", "", "", "", verdict(entry)], False, entry
     cells = [cosine(final["alignment"]), number(final["noise_ratio"]), number(worst_ratio(entry))]
-    return [*cells, number(final["dead_dimension"]), verdict(entry)], verdict(entry).startswith("passed")
+    return [*cells, number(final["dead_dimension"]), verdict(entry)], verdict(entry).startswith("passed"), entry
 
 
 def audited(spec: str, folder: Path, options: list[str]) -> dict[str, Any]:

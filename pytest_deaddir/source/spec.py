@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ class Spec:
     form: Form
     path: Path | None = None
     model_type: str | None = None
-    overrides: tuple[tuple[str, Any], ...] = ()
+    overrides: tuple[tuple[str, Any], ...] = field(default=(), hash=False)  # lists and tables among them
     seed: int | None = None
     repository: str | None = None
     revision: str | None = None

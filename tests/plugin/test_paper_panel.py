@@ -26,7 +26,7 @@ type = "gpt2"
 kind = "layernorm"
 depth = "n_layer"
 config = { n_embd = 32, n_layer = 3, n_head = 2, vocab_size = 300, n_positions = 256 }
-cut = { n_layer = 1, vocab_size = 128 }
+cut = { n_layer = 2, vocab_size = 128 }
 """
 
 
@@ -42,13 +42,14 @@ def run(tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(module, "PANEL", tmp_path / "panel.toml")
         monkeypatch.setattr(sys, "argv", ["run.py", "--device=cpu", *words])
         code = int(module.main())
-        header, _, *rows = [
-            line.replace("\\|", "∣").strip("| ").split(" | ") for line in capfd.readouterr().out.splitlines()
-        ]
+        lines = capfd.readouterr().out.splitlines()
+        header, _, *rows = [line.replace("\\|", "∣").strip("| ").split(" | ") for line in lines if line.startswith("|")]
+        below = " ".join(line for line in lines if line and not line.startswith("|"))
         cells = rows[-1]
         names = [*header[: len(module.COLUMNS)], *(f"trained {name}" for name in header[len(module.COLUMNS) :])]
-        return code, dict(zip(names, [cell.strip() for cell in cells], strict=False))
+        return code, dict(zip(names, [cell.strip() for cell in cells], strict=False)) | {"below": below}
 
+    call.module = module
     return call
 
 
@@ -75,12 +76,41 @@ def test_the_table_says_what_was_cut_and_fills_the_trained_columns_from_a_folder
     shutil.copytree(EXAMPLE, tmp_path / "hub" / "gpt2")
     code, row = run(f"--trained={tmp_path / 'hub'}")
     assert code == 0
-    assert (row["depth (true/run)"], row["cut"]) == ("3/1", "n_layer 1, vocab_size 128")
+    assert (row["depth (true/run)"], row["cut or changed"]) == ("3/2", "n_layer 2, vocab_size 128")
+    assert row["below"] == ""
     assert (row["kind"], row["∣cos∣"], row["kernel"], row["verdict"]) == ("layernorm", "1.0000", "present", "passed")
     assert (row["trained trained ∣cos∣"], row["trained dead"], row["trained verdict"]) == ("1.0000", "1", "passed")
 
 
 def test_a_kind_that_is_not_what_it_should_be_and_a_model_that_is_not_there_are_no_success(tmp_path, run):
     code, row = run("--full", f"--trained={tmp_path}", panel=TINY.replace('"layernorm"', '"rmsnorm"'))
-    assert (code, row["cut"], row["verdict"]) == (1, "nothing", "passed")
+    assert (code, row["cut or changed"], row["verdict"]) == (1, "nothing", "passed")
     assert row["trained verdict"] == "not audited"
+    assert row["below"].startswith("gpt2 trained: not audited: ")
+
+
+def test_the_table_says_what_is_not_as_published_lists_too(run):
+    config = "hidden_size = 32, num_attention_heads = 2, num_key_value_heads = 2, head_dim = 16, intermediate_size = 64"
+    code, row = run(
+        panel='[tiny]\ntype = "qwen3"\nkind = "rmsnorm"\ndepth = "num_hidden_layers"\nchanged = "decoder only"\n'
+        f"config = {{ {config}, vocab_size = 256, num_hidden_layers = 3 }}\n"
+        'cut = { num_hidden_layers = 2, layer_types = ["full_attention", "full_attention"] }\n'
+    )
+    assert code == 0
+    assert row["cut or changed"] == "decoder only, num_hidden_layers 2, layer_types full_attention/full_attention"
+
+
+def test_a_block_that_does_not_preserve_the_least_singular_value_is_no_success(run, monkeypatch):
+    monkeypatch.setattr(run.module, "PRESERVED", 10.0)
+    code, row = run()
+    assert (code, row["verdict"]) == (1, "passed")
+
+
+def test_the_rotary_settings_are_those_of_the_checkpoints():
+    factors = {name: model["config"].get("rope_parameters", {}) for name, model in PANEL.items()}
+    assert factors["phi-2"]["partial_rotary_factor"] == 0.4
+    assert {name: of["rope_theta"] for name, of in factors.items() if of} == {
+        "phi-2": 1e4,
+        "llama-3-8b": 5e5,
+        "qwen3-8b": 1e6,
+    }
