@@ -83,12 +83,19 @@ def facts(entry: Entry) -> Iterator[tuple[str, str]]:
         yield "memory", f"weights within {model['max_memory']}: {held}"
     if model["tp_plan"]:
         yield "memory", f"weights shared by {model['processes']} processes: in the first {held}"
+    elif (model["processes"] or 1) > 1:
+        yield "processes", f"inputs shared by {model['processes']} processes"
     if model["samples"]:
         synthetic = ", synthetic" if model["inputs_source"] == "synthetic" else ""
         per_width = f"(N/d {number(model['samples_per_width'])})"
         yield "inputs", f"{model['samples']} rows of {model['inputs']}{synthetic} {per_width}"
     if model["depth"] is not None:
         yield "depth", f"depth {decades(model['depth'])}"
+    if model["twin_note"]:
+        yield "twin", f"no twin: {model['twin_note']}"
+    notes = {norm["invariance_note"] for norm in entry["norms"]}
+    if len(notes) == 1 and (note := notes.pop()):  # what is said of some norms alone stands beside them
+        yield "parameter space", f"parameter space: {note}"
     if model["redundant_parameters"]:
         yield "redundancy", f"{model['redundant_parameters']} redundant parameters"
 

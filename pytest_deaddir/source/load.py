@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import functools
 import importlib
 import logging
@@ -32,6 +33,13 @@ DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat1
 
 #: transformers' style of norms that follow a matrix of which each process has some heads.
 _SPLIT = "replicated_with_grad_allreduce"
+
+#: What the plans call the matrices that are split by heads, and what configs call the number of those.
+_HEADS = {
+    "q_proj": "num_attention_heads",
+    "query_key_value": "num_attention_heads",
+    "k_proj": "num_key_value_heads",
+}
 
 #: The files that say how images and sounds are prepared.
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -245,6 +253,8 @@ def _pretrained(spec: Spec, dtype: str | None, limit: Limit | None, tp_plan: str
             problem = f"transformers cannot load it: {type(error).__name__}: {error}"
             if tp_plan is not None:
                 problem += " (without --deaddir-tp-plan each process loads all weights)"
+            if limit is not None and os.strerror(errno.ENOSPC) in str(error):  # safetensors' own errors have no errno
+                problem += f"; it is written to {limit.folder}; another folder is named by the environment's TMPDIR"
             raise CheckpointError(checkpoint.path, problem) from error
     model = wrap(module)
     own = {"pretrained_model_name_or_path": path, **options}
@@ -276,6 +286,16 @@ def _tensor_parallel(module: nn.Module, tp_plan: str) -> TensorParallel:
     not to a copy of it, and copies are what is probed.
     """
     styles: dict[str, str] = getattr(module, "_tp_plan", None) or {}
+    config: Any = module.config.get_text_config()  # type: ignore[operator,union-attr]
+    for projection, name in _HEADS.items():
+        heads = vars(config).get(config.attribute_map.get(name, name))
+        planned = any(key.endswith(f".{projection}") and "colwise" in style for key, style in styles.items())
+        processes = torch.distributed.get_world_size()
+        if planned and heads and heads % processes:
+            raise ModelError(
+                f"--deaddir-tp-plan: {heads} heads ({name}) cannot be shared by {processes} processes: "
+                "give torchrun a number of processes that divides them"
+            )
     split = {
         name: child
         for name, child in module.named_modules()

@@ -73,8 +73,14 @@ class Limit:
 
 def limit_of(text: str, device: torch.device) -> Limit:
     """The limit for a model that runs on ``device``. One size is of that device, and of each of its kind; beside an
-    accelerator the CPU then holds what is free, and the files the rest."""
+    accelerator the CPU then holds what is free, and the files the rest. Raises :class:`ModelError` for a device that is not
+    there."""
     given = parse_memory(text)
+    there = {None, "cpu", *range(torch.cuda.device_count()), *(["mps"] if torch.backends.mps.is_available() else [])}
+    if missing := [str(name) for name in given if name not in there]:
+        raise ModelError(
+            f"--deaddir-max-memory {text}: torch {torch.__version__} sees no device {', '.join(missing)} here"
+        )
     size = given.pop(None, None)
     memory: dict[int | str, int] = {name: least for name, least in given.items() if name is not None}
     if size is not None and device.type == "cuda":

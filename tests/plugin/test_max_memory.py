@@ -33,6 +33,14 @@ def test_the_ini_twin_is_meant_too_and_the_rerun_names_the_limit(with_accelerate
     assert rerun_lines(result)
 
 
+def test_what_level_full_leaves_out_stands_among_the_facts(with_accelerate, pytester):
+    asked = ["--deaddir-only", f"--deaddir-model={EXAMPLE}", "--deaddir-level=full", "--deaddir-max-memory=700KB"]
+    result = pytester.runpytest_inprocess(*asked, "--deaddir-report=audit.md")
+    note = "parameter space: weights are offloaded (--deaddir-max-memory), and are not moved there"
+    assert note in " ".join(text_of(result).split())
+    assert note in (pytester.path / "audit.md").read_text(encoding="utf-8")
+
+
 def test_what_cannot_be_limited_is_a_usage_error(pytester):
     pytester.makepyfile(made="def factory(): ...")
     for size in ("much", "cpu=1GB,2GB"):
@@ -44,3 +52,11 @@ def test_what_cannot_be_limited_is_a_usage_error(pytester):
         pytester.runpytest_inprocess("--deaddir-only", "--deaddir-model=made:factory", "--deaddir-max-memory=1GB"),
         "made:factory: a limit of memory is only for",
     )
+
+
+def test_a_device_that_is_not_there_is_named(with_torch, pytester):
+    asked = [f"--deaddir-model={GPT2}", "--deaddir-max-memory=97=1GB,cpu=1GB"]
+    result = pytester.runpytest_inprocess("--deaddir-only", *asked)
+    assert result.ret == 1
+    assert "--deaddir-max-memory 97=1GB,cpu=1GB: torch" in text_of(result)
+    assert "sees no device 97 here" in " ".join(text_of(result).split())

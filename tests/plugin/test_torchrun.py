@@ -30,6 +30,10 @@ def torchrun(tmp_path):
         "    if os.environ['RANK'] == '1':\n"
         "        raise RuntimeError('no room on this device')\n"
         "    return good()\n"
+        "def killed():\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return good()\n"
     )
 
     def run(*options):
@@ -74,6 +78,7 @@ def test_two_processes_come_to_the_tables_of_one(with_torch, tmp_path, monkeypat
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("test session starts") == 1
     assert done.stdout.count("22 of 22 checks ran") == 3
+    assert done.stdout.count("inputs shared by 2 processes") == 3
     assert done.stdout.count("report written to") == 1
     assert [len((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1)] == [1 + 125, 1 + 125]  # one to look around
     both = report_of(tmp_path / "audit.json")
@@ -135,6 +140,27 @@ def test_what_cannot_share_its_weights_says_so(torchrun):
 
 
 @pytest.mark.parametrize(
+    ("processes", "said"), [(3, "4 heads (num_attention_heads)"), (4, "2 heads (num_key_value_heads)")]
+)
+def test_heads_that_the_processes_cannot_share_are_named_with_both_numbers(with_torch, monkeypatch, processes, said):
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from pytest_deaddir.errors import ModelError
+    from pytest_deaddir.source.load import _shards
+
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    with torch.device("meta"):
+        module = Qwen3ForCausalLM(Qwen3Config(hidden_size=32, num_hidden_layers=1, vocab_size=64, **heads))
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    assert _shards(module, "auto").plan == "auto"
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
+    with pytest.raises(ModelError) as error:
+        _shards(module, "auto")
+    assert f"{said} cannot be shared by {processes} processes" in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         ([f"--deaddir-model={EXAMPLE}"], "needs several processes: torchrun --nproc-per-node=2 -m pytest"),
@@ -167,6 +193,12 @@ def test_what_fails_in_one_process_fails_in_all_and_the_first_says_where(torchru
     assert done.returncode != 0
     assert "rank 1 of 2 failed: RuntimeError: no room on this device" in done.stdout
     assert "0 of 22 checks ran" in done.stdout
+
+
+def test_a_process_that_is_killed_ends_all(torchrun):
+    done = torchrun("--deaddir-model=made:killed")
+    assert done.returncode != 0
+    assert "SIGKILL" in done.stderr
 
 
 def test_xdist_and_torchrun_together_are_a_usage_error(pytester, monkeypatch):

@@ -8,7 +8,8 @@ import torch
 
 from pytest_deaddir import audit
 from pytest_deaddir.discovery.probe import probe
-from pytest_deaddir.errors import ModelError, SpecError
+from pytest_deaddir.errors import CheckpointError, ModelError, SpecError
+from pytest_deaddir.report.words import facts
 from pytest_deaddir.source.load import load
 from pytest_deaddir.source.memory import parse_memory
 from pytest_deaddir.source.offload import is_offloaded, onloaded, placement
@@ -104,11 +105,28 @@ def test_a_full_disk_while_the_model_runs_is_told_with_what_to_do(tmp_path, monk
         audit(folder, max_memory=f"{size // 4}B")
 
 
+def test_a_full_disk_while_weights_are_converted_is_told_with_what_to_do(tmp_path, scratch, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    module, _ = tiny("gpt2", "AutoModelForCausalLM", torch.float32)
+    module.config.save_pretrained(tmp_path / "gpt2")
+    torch.save(module.state_dict(), tmp_path / "gpt2" / "pytorch_model.bin")
+    monkeypatch.setattr("transformers.integrations.accelerate.save_file", full)
+    with pytest.raises(CheckpointError, match=r"No space left .* it is written to .*deaddir-.*TMPDIR"):
+        audit(tmp_path / "gpt2", max_memory="5KB")
+    assert not scratch()
+
+
 def test_a_full_disk_leaves_the_twin_out_and_says_so(tmp_path, monkeypatch):
     folder, size = saved(tmp_path / "gpt2", "gpt2", n_embd=128, n_inner=4096)
     monkeypatch.setattr("os.posix_fallocate", full_beyond(10**6), raising=False)
     limited = audit(folder, level="full", max_memory=f"{size // 4}B")
-    assert "No space left" in limited.model["twin_note"]
+    note = limited.model["twin_note"]
+    assert "No space left" in note
+    assert ("twin", f"no twin: {note}") in facts(limited.as_dict())
     assert limited.model["twin_seed"] is None
     assert all(norm["noise_ratio"] for norm in limited.norms)
 
