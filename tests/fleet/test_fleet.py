@@ -186,6 +186,15 @@ def test_what_no_node_has_is_told_and_locks_no_folder(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_node_must_have_all_that_an_audit_is_given():
+    nodes = [{"CPU": 8.0, "memory": 8e9}, {"CPU": 2.0, "GPU": 1.0, "memory": 8e9}]
+    assert fleet._lacking({"num_cpus": 2, "num_gpus": 1}, nodes) is None
+    assert fleet._lacking({"num_cpus": 4, "num_gpus": 1}, nodes) == (
+        "no node of the cluster has 4 CPUs, 1 GPUs for an audit: there is 2 CPUs, 1 GPUs; 8 CPUs, 0 GPUs"
+    )
+    assert "there is none" in (fleet._lacking({"num_cpus": 1, "num_gpus": 0}, []) or "")
+
+
 def test_no_cluster_at_an_address_is_told(tmp_path):
     pytest.importorskip("ray", reason="fleets need pytest-deaddir[fleet]")
     (tmp_path / "subjects.txt").write_text(GPT2)
