@@ -175,6 +175,24 @@ def stored_plans(given: Given, level: Level | None) -> Iterator[Plan]:
             yield Plan(Spec(stored.spec, "stored", home if _exists(home) else None), stored.level, stored=stored)
 
 
+#: Options that say how something is measured.
+_HOW = ("sites", "solver", "device", "dtype", "inputs", "samples", "batch-size", "max-memory", "tp-plan")
+
+
+def _measuring_nothing(given: Given, subjects: Collection[Subject], gated: bool) -> str | None:
+    """What to say where the command line asks how to measure and all that there is was measured before; None elsewhere.
+
+    ``gated``: whether there may be a gate file, whose models are measured beside the earlier report's.
+    """
+    options = [f"--deaddir-{name}" for name in _HOW if given.layers[0].get(name) is not None]
+    other = given.value("baseline").value
+    measures = gated or (other is not None and not other.endswith(".json"))
+    if not options or not subjects or measures or any(subject.plan.stored is None for subject in subjects):
+        return None
+    named = " and ".join(filter(None, (", ".join(options[:-1]), options[-1])))
+    return f"--deaddir-from: nothing is measured, so that {named} {'say' if len(options) > 1 else 'says'} nothing"
+
+
 def _exists(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110, since Path.exists raises for what cannot be a path
 
@@ -253,6 +271,8 @@ def _named_subjects(
         while label in subjects:
             label += "-2"
         subjects[label] = Subject(label, plan, rules)
+    if unmeant := _measuring_nothing(given, subjects.values(), _may_hold_a_gate(config)):
+        given.problems.append(unmeant)
     alone = len(subjects) == 1
     return {label: with_baseline(subject, given, how, alone) for label, subject in subjects.items()}
 

@@ -83,6 +83,18 @@ def test_the_level_is_that_of_the_report(with_torch, again, pytester):
     assert again("--deaddir-level=read").ret == 0
 
 
+def test_options_of_measuring_are_refused_where_nothing_is_measured(report, again, checkpoint, pytester):
+    options = ("--deaddir-dtype=bfloat16", "--deaddir-samples=5", "--deaddir-max-memory=2GB")
+    told = "nothing is measured, so that --deaddir-dtype, --deaddir-samples and --deaddir-max-memory say nothing"
+    assert_refused(again(*options), f"--deaddir-from: {told}")
+    assert_refused(again("--deaddir-sites=final"), "nothing is measured, so that --deaddir-sites says nothing")
+    checkpoint("mine")
+    assert again(*options[:1], "--deaddir-model=mine", "--deaddir-level=read").ret == 1  # broken::DD001
+    assert again(*options[:1], "--deaddir-baseline=mine", "-k", "healthy and only:DD001").ret == 0
+    (pytester.path / "deaddir.toml").write_text('level = "read"\n[models.mine]\npath = "mine"\n')
+    assert again(*options[:1], "-k", "healthy or mine").ret == 0
+
+
 def test_beside_it_models_of_the_command_line_are_measured(report, again, checkpoint):
     checkpoint("healthy")
     result = again("--deaddir-model=healthy", "--deaddir-level=read")
