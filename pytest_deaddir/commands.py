@@ -51,12 +51,14 @@ def _list(rules: RuleChoice) -> int:
 def _check(paths: Sequence[Path]) -> int:
     """0 where every example comes out as it says, 1 where one does not."""
     from pytest_deaddir.errors import RuleError
-    from pytest_deaddir.rules import load_rules
+    from pytest_deaddir.rules import load_rules, shipped_rules
+    from pytest_deaddir.rules.load import CATALOGUE
 
-    try:
-        rules = load_rules(paths)
+    try:  # with the catalogue, whose codes are taken
+        loaded = load_rules([shipped_rules(), *paths])
     except RuleError as error:
         refuse(error.args)
+    rules = [rule for rule in loaded if rule.origin != CATALOGUE or _is_named(Path(rule.source), paths)]
     from pytest_deaddir.report.words import counted
     from pytest_deaddir.rules.examples import failing_examples, unnoticed
 
@@ -70,6 +72,10 @@ def _check(paths: Sequence[Path]) -> int:
             _print(f"  no example notices: {change}" for change in unnoticed(rule))
     total = counted(sum(len(rule.examples) for rule in rules), "example")
     return _print([f"{counted(len(rules), 'rule')}, {total}: {failed} not as expected"]) or int(failed > 0)
+
+
+def _is_named(file: Path, paths: Sequence[Path]) -> bool:
+    return any(file.resolve().is_relative_to(path.resolve()) for path in paths)
 
 
 def _print(lines: Iterable[str]) -> int:

@@ -299,7 +299,8 @@ def refuse(problems: Sequence[str]) -> None:
     from pytest_deaddir.report.words import escaped
 
     if problems:
-        raise pytest.UsageError(*("deaddir: " + "\n".join(map(escaped, text.splitlines())) for text in problems))
+        told = ["deaddir: " + "\n".join(map(escaped, text.splitlines())) for text in problems]
+        raise pytest.UsageError("\nERROR: ".join(told))  # of several arguments pytest leaves a line free after each
 
 
 def _may_hold_a_gate(config: pytest.Config) -> bool:

@@ -19,6 +19,9 @@ from pytest_deaddir.rules.toml import read_rule
 #: The group in which an installed package offers its rules.
 ENTRY_POINTS = "deaddir.rules"
 
+#: What the shipped rules come from, for people.
+CATALOGUE = "the catalogue"
+
 #: Python files that are passed over in a folder of rules; so are those whose names begin with ``_``.
 _NO_RULES = ("conftest.py", "setup.py", "test_*.py", "*_test.py")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth")
@@ -43,7 +46,7 @@ def load_rules(sources: Iterable[Path | Source]) -> list[Rule]:
     rules: dict[str, Rule] = {}
     for source in sources:
         if isinstance(source, Path):
-            source = Source("the catalogue" if source == shipped_rules() else str(source), source)
+            source = Source(CATALOGUE if source == shipped_rules() else str(source), source)
         for rule in _rules_in(source.given, source, found):
             known = rules.setdefault(rule.code, rule)
             if known is not rule and (known.source, known.line) != (rule.source, rule.line):

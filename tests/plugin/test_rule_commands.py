@@ -164,6 +164,22 @@ def test_files_that_cannot_be_used_are_a_usage_error(run, pytester):
     )
 
 
+def test_a_code_that_the_catalogue_has_is_taken(run, pytester):
+    (pytester.path / "wide.py").write_text(PYTHON.replace("ACME001", "DD001"))
+    (pytester.path / "narrow.toml").write_text(TOML.replace("ACME002", "DD002"))
+    result = run("--deaddir-check-rules=wide.py", "--deaddir-check-rules=narrow.toml")
+    assert_refused(result, "wide.py:5: code DD001 is taken by ", "narrow.toml: code DD002 is taken by ")
+    assert [line.partition(": /")[0] for line in result.errlines if line] == ["ERROR: deaddir"] * 2
+    assert "" not in result.errlines[:2]
+
+
+def test_a_file_of_the_catalogue_checks_itself(run):
+    file = next(shipped_rules().glob("DD001-*.toml"))
+    result = run(f"--deaddir-check-rules={file}")
+    assert result.ret == 0
+    assert result.outlines[-1].startswith("1 rule, ")
+
+
 def test_the_catalogue_checks_itself(run):
     result = run(f"--deaddir-check-rules={shipped_rules()}")
     assert result.ret == 0
