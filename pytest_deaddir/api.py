@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -33,7 +34,12 @@ def audit(
     inputs: Any = None,
     device: str | None = None,
     dtype: str | None = None,
-    rules: Sequence[Rule] | None = None,
+    rules: str | Path | Sequence[Rule | str | Path] | None = None,
+    select: str | Sequence[str] = (),
+    extend_select: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    severity: Mapping[str, str] | None = None,
+    fail_on: str = "error",
     seed: int = 0,
     samples: int | None = None,
     batch_size: int | None = None,
@@ -47,17 +53,23 @@ def audit(
     ``subject``: a spec as for ``--deaddir-model``, a path, or an ``nn.Module``. ``inputs``: a path as for
     ``--deaddir-inputs``, or the arguments of a forward pass (mapping, tuple or tensor; a list of these as batches).
     ``device``: auto, cpu, cuda or mps; a module stays where it is by default. ``dtype``: float64, float32, bfloat16 or
-    float16; default the checkpoint's own. ``rules``: default the shipped ones. ``seed``: of made-up inputs, and at level
-    full of the random twin and the random moves. ``samples``: rows of activations, default 4 × width. ``batch_size``:
-    sequences of one forward pass, default as many as make about 2000 rows. ``solver``: inverse, or svd for full
-    decompositions of every tap. ``max_memory``: what the weights may take, as for ``--deaddir-max-memory``: 2GB, or
-    cpu=2GB,0=20GB. ``tp_plan``: auto where the processes of torchrun share the weights, as for ``--deaddir-tp-plan``.
-    ``baseline``: an earlier audit to compare with, or another subject to audit in the same way first; findings that it
+    float16; default the checkpoint's own. ``rules``: Rule objects, these and no others; or paths of rule files and folders,
+    beside the shipped ones as for ``--deaddir-rules``; default the shipped ones. ``select``, ``extend_select``, ``ignore``,
+    ``severity`` (a mapping) and ``fail_on``: as the options of these names. ``seed``: of made-up inputs, and at level full of
+    the random twin and the random moves. ``samples``: rows of activations, default 4 × width. ``batch_size``: sequences of
+    one forward pass, default as many as make about 2000 rows. ``solver``: inverse, or svd for full decompositions of every
+    tap. ``max_memory``: what the weights may take, as for ``--deaddir-max-memory``: 2GB, or cpu=2GB,0=20GB. ``tp_plan``: auto
+    where the processes of torchrun share the weights, as for ``--deaddir-tp-plan``. ``baseline``: an earlier audit to compare
+    with, the ``.json`` file of a report that holds one, or another subject to audit in the same way first; findings that it
     holds are marked ``known`` and fail no check.
-    Raises a :class:`~pytest_deaddir.errors.DeaddirError` that says what is wrong with the subject or the inputs.
+    Raises a :class:`~pytest_deaddir.errors.DeaddirError` that says what is wrong with the subject, the inputs, the rules or
+    the baseline.
     """
-    from pytest_deaddir.rules import judge, load_rules, shipped_rules
+    from pytest_deaddir.rules import judge
 
+    chosen = _chosen(rules, select, extend_select, ignore, severity or {}, fail_on)
+    is_report = isinstance(baseline, (str, Path)) and str(baseline).endswith(".json")
+    earlier = _reported(Path(str(baseline)), subject, level) if is_report else baseline
     measured_alike = partial(
         measure,
         level=level,
@@ -71,14 +83,56 @@ def audit(
         max_memory=max_memory,
         tp_plan=tp_plan,
     )
-    rules = load_rules([shipped_rules()]) if rules is None else rules
     measured = measured_alike(subject)
-    if baseline is not None:
+    if earlier is not None:
         from pytest_deaddir.stages.compare import compare
 
-        earlier = baseline if isinstance(baseline, Audit) else judge(measured_alike(baseline), rules)
+        if not isinstance(earlier, Audit):
+            earlier = judge(measured_alike(earlier), chosen)
         measured = compare(measured, earlier)
-    return judge(measured, rules)
+    return judge(measured, chosen, fail_on)
+
+
+def _chosen(
+    rules: str | Path | Sequence[Rule | str | Path] | None,
+    select: str | Sequence[str],
+    extend_select: str | Sequence[str],
+    ignore: str | Sequence[str],
+    severity: Mapping[str, str],
+    fail_on: str,
+) -> list[Rule]:
+    """The rules to judge by. Raises RuleError with all that is wrong with them and with what chooses among them."""
+    from pytest_deaddir.rules import Rule, Source, load_rules, shipped_rules
+    from pytest_deaddir.rules.select import choose
+
+    given = [rules] if isinstance(rules, (str, Path)) else list(rules or ())
+    loaded = [rule for rule in given if isinstance(rule, Rule)]
+    if rules is None or len(loaded) < len(given):
+        loaded = load_rules([shipped_rules(), *(Source(str(rule), rule) for rule in given)])
+    return choose(loaded, _codes(select), _codes(extend_select), _codes(ignore), severity, fail_on)
+
+
+def _codes(words: str | Sequence[str]) -> list[str]:
+    return [code.strip() for text in ([words] if isinstance(words, str) else words) for code in text.split(",")]
+
+
+def _reported(file: Path, subject: Any, level: Level) -> Audit:
+    """The audit in a report to compare with: the only one, else the one of this subject. Raises SpecError."""
+    spec = str(subject) if isinstance(subject, (str, Path)) else type(subject).__name__
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        models = document["models"]
+        own = [entry for entry in models if len(models) == 1 or entry["model"]["spec"] == spec]
+        audits = [Audit.from_json(json.dumps(document | {"models": [entry]})) for entry in own]
+    except FileNotFoundError:
+        raise SpecError(f"baseline {file}: no such file") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise SpecError(f"baseline {file}: no report that can be compared with: {error}") from error
+    if len(audits) != 1:
+        raise SpecError(f"baseline {file}: {len(audits)} of its {len(models)} audits are of {spec}")
+    if LEVELS.index(lower := audits[0].model["level"]) < LEVELS.index(level):
+        raise SpecError(f"baseline {file}: audited at level {lower}, which cannot be compared with level {level}")
+    return audits[0]
 
 
 def measure(

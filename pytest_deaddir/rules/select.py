@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from pytest_deaddir.errors import RuleError
 from pytest_deaddir.rules.definition import Rule
-from pytest_deaddir.rules.vocabulary import did_you_mean
+from pytest_deaddir.rules.vocabulary import SEVERITIES, did_you_mean
 
 
 def select(
@@ -16,6 +17,38 @@ def select(
     these; ``ignored``: not these. The longest entry that fits a rule decides; of two alike, ``ignored``."""
     on = [*(wanted or [""]), *more]
     return [rule for rule in rules if _longest(rule.code, on) > _longest(rule.code, ignored)]
+
+
+def choose(
+    rules: Sequence[Rule],
+    wanted: Sequence[str],
+    more: Sequence[str],
+    ignored: Sequence[str],
+    severities: Mapping[str, str],
+    fail_on: str,
+) -> list[Rule]:
+    """The rules that are on, with their severities, for callers in Python. Raises RuleError with all that is wrong."""
+    found = [
+        f"{name}: {problem}"
+        for name, entries in (
+            ("select", wanted),
+            ("extend_select", more),
+            ("ignore", ignored),
+            ("severity", severities),
+        )
+        for problem in (no_such_rule(entry, rules) for entry in entries)
+        if problem
+    ]
+    allowed = {f"severity of {code}": (severity, SEVERITIES) for code, severity in severities.items()}
+    for name, (severity, among) in (allowed | {"fail_on": (fail_on, SEVERITIES[:2])}).items():
+        if severity not in among:
+            found.append(f"{name} {severity!r} is not one of {', '.join(among)}{did_you_mean(str(severity), among)}")
+    chosen = select(with_severities(rules, severities), wanted, more, ignored)
+    if rules and not chosen and not found:
+        found.append("select and ignore leave no rule to judge by")
+    if found:
+        raise RuleError(*found)
+    return chosen
 
 
 def with_severities(rules: Iterable[Rule], severities: Mapping[str, str]) -> list[Rule]:
