@@ -372,7 +372,7 @@ def _asked(options: argparse.Namespace, problems: list[str]) -> tuple[dict[str, 
     def get(name: str) -> Any:
         return getattr(options, name.replace("-", "_"), None)
 
-    layers = [Layer(of, Path.cwd(), lambda name: f"--{name}") for of in (get, lambda _: None)]
+    layers = [Layer(of, Path.cwd(), lambda name, *_: f"--{name}") for of in (get, lambda _: None)]
     given = Given(layers, problems)
     how = {name: value for name, value in measuring(given).items() if value is not None}
     if "inputs" in how:

@@ -120,7 +120,7 @@ def test_a_severity_of_ones_own_decides_what_fails_and_is_what_is_shown(audit, c
         "DD001": "warning",
         "DD002": "error",
     }
-    result.stdout.fnmatch_lines(["DD001 warning *", "DD002 error *"])
+    result.stdout.fnmatch_lines(["DD002 error *", "DD001 warning *"])  # the gravest first
 
 
 @pytest.mark.parametrize(("fail_on", "fails"), [("error", []), ("warning", ["m::DD002"])])

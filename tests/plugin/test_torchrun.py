@@ -147,16 +147,16 @@ def test_heads_that_the_processes_cannot_share_are_named_with_both_numbers(with_
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from pytest_deaddir.errors import ModelError
-    from pytest_deaddir.source.load import _shards
+    from pytest_deaddir.source.load import _tensor_parallel
 
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     with torch.device("meta"):
         module = Qwen3ForCausalLM(Qwen3Config(hidden_size=32, num_hidden_layers=1, vocab_size=64, **heads))
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    assert _shards(module, "auto").plan == "auto"
+    assert _tensor_parallel(module, "auto").plan == "auto"
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
     with pytest.raises(ModelError) as error:
-        _shards(module, "auto")
+        _tensor_parallel(module, "auto")
     assert f"{said} cannot be shared by {processes} processes" in str(error.value)
 
 
