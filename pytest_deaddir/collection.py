@@ -59,10 +59,14 @@ class ModelCollector(pytest.Collector):
         return cls.from_parent(session, name=subject.label, nodeid=subject.label, path=path, subject=subject)
 
     @cached_property
-    def anchor(self) -> dict[str, Any]:
-        """Where in the user's repository reports show what is found."""
+    def anchor(self) -> dict[str, Any] | None:
+        """Where in the user's repository reports and annotations show what is found; None where there are none, since git is
+        asked for it."""
         from pytest_deaddir.report.anchor import anchor_of
+        from pytest_deaddir.report.github import annotations_wanted
 
+        if not self.config.stash[STATE].settings.reports and not annotations_wanted(self.config):
+            return None
         return anchor_of(self.subject.spec, self.subject.gate, self.subject.name, self.config)
 
     def collect(self) -> Iterator[pytest.Item]:

@@ -21,9 +21,7 @@ def deaddir_model(request: pytest.FixtureRequest) -> Subject:
     """The subject of a test: the one of ``@pytest.mark.deaddir(model=…)``, else every ``--deaddir-model`` in turn, else
     those of ``deaddir.toml``. Its ``spec.text`` is what was written, its ``plan`` how it is measured.
     """
-    if not hasattr(
-        request, "param"
-    ):  # a unittest.TestCase, or request.getfixturevalue: pytest gives those no parameters
+    if not hasattr(request, "param"):  # pytest gives none to a unittest.TestCase, nor by request.getfixturevalue
         from pytest_deaddir.visits import only_subject
 
         return only_subject(request)

@@ -36,21 +36,21 @@ def direction_floor(w: np.ndarray, energy: np.ndarray, dtype: str) -> np.ndarray
     return UNIT_ROUNDOFF[dtype] ** 2 * (energy @ np.square(w))
 
 
-def dead_threshold(w: np.ndarray, energy: np.ndarray, dtype: str, mean_error: np.ndarray | float = 0.0) -> np.ndarray:
+def dead_threshold(w: np.ndarray, energy: np.ndarray, dtype: str, error: np.ndarray | float = 0.0) -> np.ndarray:
     """Variance at or below which a direction is dead in ``dtype``; shapes as in :func:`direction_floor`.
 
     A coordinate whose scale is 1e-33 and whose shift is 0 has a floor as tiny as itself, but a consumer adds it to the
-    other coordinates: the mean floor over all coordinates counts as well. ``mean_error``: of a LayerNorm, as
-    :func:`mean_error` gives it, (d,).
+    other coordinates: the mean floor over all coordinates counts as well. ``error``: of a LayerNorm's own
+    arithmetic, as :func:`mean_error` gives it, (d,).
     """
     floor = np.maximum(direction_floor(w, energy, dtype), mean_floor(energy, dtype))
-    return DEAD_FACTOR[dtype] * (floor + np.square(np.broadcast_to(mean_error, energy.shape) @ w))
+    return DEAD_FACTOR[dtype] * (floor + np.square(np.broadcast_to(error, energy.shape) @ w))
 
 
 def mean_error(gamma: np.ndarray, offset: float, dtype: str) -> np.ndarray:
     """What the rounding of a LayerNorm's computed mean adds to its output, (d,): γ times one random number for each row, of
     which this is the standard deviation. ``offset`` as in :func:`arithmetic_excess`, which is the same along γ⁻¹."""
-    return gamma * offset**0.5 * UNIT_ROUNDOFF["float64" if dtype == "float64" else "float32"]
+    return gamma * offset**0.5 * _computing_roundoff(dtype)
 
 
 def mean_floor(energy: np.ndarray, dtype: str) -> float:
@@ -70,10 +70,14 @@ def arithmetic_excess(width: int, offset: float, dtype: str) -> float:
     ``offset`` the mean of (mean/std)² of the norm's input rows and u_c the unit round-off of what it computes in (float32
     for half types). Measured over it, in float32: 0.75 at d = 768 with offset 1 and at d = 8192 with offset 100.
     """
-    computed = UNIT_ROUNDOFF["float64" if dtype == "float64" else "float32"]
-    return 1.0 + width * offset * (computed / UNIT_ROUNDOFF[dtype]) ** 2
+    return 1.0 + width * offset * (_computing_roundoff(dtype) / UNIT_ROUNDOFF[dtype]) ** 2
 
 
 def arithmetic_noise(width: int, offset: float, dtype: str) -> float:
     """The same error as a part of the output's root mean square: above about 1e-4 it turns the bottom directions."""
-    return float((width * offset) ** 0.5 * UNIT_ROUNDOFF["float64" if dtype == "float64" else "float32"])
+    return float((width * offset) ** 0.5 * _computing_roundoff(dtype))
+
+
+def _computing_roundoff(dtype: str) -> float:
+    """Unit round-off of what a norm that gives ``dtype`` computes in: float32 for half types."""
+    return UNIT_ROUNDOFF["float64" if dtype == "float64" else "float32"]

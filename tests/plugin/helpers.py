@@ -31,6 +31,16 @@ require = { features = { max = 4 } }
 message = "{path} is {features} wide"
 summary = "A norm is wide."
 """
+#: A limit that only a norm with no dead coordinate keeps.
+STRICT = """
+code = "ACME001"
+name = "strict"
+severity = "error"
+table = "norms"
+require = { dead_coordinate_count = { max = 0 } }
+message = "{path}"
+summary = "Strict."
+"""
 _ALL_RULES = load_rules([shipped_rules()])
 _RULES = [rule for rule in _ALL_RULES if not rule.compares]
 #: The names of a model's items at each level; the catalogue may grow.

@@ -10,21 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from plugin.helpers import READ_ITEMS, assert_no_insides, assert_refused, failed, outcomes, report_of, rerun_lines
+from plugin.helpers import (
+    READ_ITEMS,
+    STRICT,
+    assert_no_insides,
+    assert_refused,
+    failed,
+    outcomes,
+    report_of,
+    rerun_lines,
+)
 from pytest_deaddir.tables import CHOICES, COLUMNS, TYPES
 
 #: A report of every level, with an audit that ended in an error.
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "report.json"
-#: A limit that only a norm with no dead coordinate keeps.
-STRICT = """
-code = "ACME001"
-name = "strict"
-severity = "error"
-table = "norms"
-require = { dead_coordinate_count = { max = 0 } }
-message = "{path}"
-summary = "Strict."
-"""
 
 
 @pytest.fixture

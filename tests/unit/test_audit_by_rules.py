@@ -7,20 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from plugin.helpers import write_checkpoint
+from plugin.helpers import STRICT, write_checkpoint
 from pytest_deaddir import Audit, audit
 from pytest_deaddir.errors import RuleError, SpecError
 from pytest_deaddir.rules import load_rules, shipped_rules
-
-STRICT = """
-code = "ACME001"
-name = "strict"
-severity = "error"
-table = "norms"
-require = { dead_coordinate_count = { max = 0 } }
-message = "{path}"
-summary = "Strict."
-"""
 
 
 @pytest.fixture
